@@ -1,0 +1,1 @@
+"""torch for inference: checkpoints and decoding."""

@@ -1,0 +1,82 @@
+"""One error tree. Every class knows the HTTP status it is answered with."""
+
+
+class BackendError(Exception):
+    """Something that a user can act on; its text names the value and what was expected."""
+
+    status = 500
+
+    @property
+    def name(self) -> str:
+        """The stable identifier that goes into the JSON answer."""
+        return type(self).__name__
+
+
+class InvalidRequest(BackendError):
+    """A request body that does not have the expected shape."""
+
+    status = 400
+
+
+class InvalidLabelConfig(BackendError):
+    """A labelling interface that cannot be parsed, or that has nothing for us to label."""
+
+    status = 400
+
+
+class LabelsIndistinguishable(InvalidLabelConfig):
+    """Two labels that the checkpoint's tokenizer writes with the same tokens."""
+
+
+class PromptTooLong(BackendError):
+    """A label set that leaves no room for text in the checkpoint's context."""
+
+    status = 400
+
+
+class Unauthorized(BackendError):
+    """Missing or wrong basic-auth credentials."""
+
+    status = 401
+
+
+class NotFound(BackendError):
+    """A resource that this backend does not have."""
+
+    status = 404
+
+
+class Gone(BackendError):
+    """A resource that existed and does not any more."""
+
+    status = 410
+
+
+class NotImplementedYet(BackendError):
+    """Something of Label Studio's protocol that this version does not do."""
+
+    status = 501
+
+
+class ModelNotReady(BackendError):
+    """The model is still loading, or could not be loaded."""
+
+    status = 503
+
+
+class StoreUnavailable(BackendError):
+    """Redis or Valkey does not answer, and the request cannot be served without it."""
+
+    status = 503
+
+
+class InvalidSettings(BackendError):
+    """A setting with a value that cannot work; raised at start."""
+
+
+class CheckpointError(BackendError):
+    """A checkpoint that is missing, incomplete or of an unknown kind; raised at start."""
+
+
+class CorpusError(BackendError):
+    """A corpus file that is missing or malformed."""

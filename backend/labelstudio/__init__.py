@@ -1,0 +1,1 @@
+"""The Label Studio protocol: label configs, regions, requests, routes."""

@@ -1,0 +1,1 @@
+"""From corpora and accepted annotations to checkpoints and their scores."""

@@ -1,0 +1,1 @@
+"""What a named entity is: words, windows, labels, spans. No torch, no Flask, no Redis."""

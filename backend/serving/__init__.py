@@ -1,0 +1,1 @@
+"""From tasks to predictions: cache, batches, the model thread."""
