@@ -1,0 +1,115 @@
+"""The legal continuations of a GNER answer: a trie over the tags' tokens, and the BIO rule.
+
+After a word the model writes `(tag)`. Every tag is one path of tokens through the trie; where a node has
+more than one legal child, there is something to decide, everywhere else the next token is forced.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from backend.errors import LabelsIndistinguishable
+from backend.ner.prompt import tag_names
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A place in the trie. `tags` is a bit mask of the tags whose paths go through it."""
+
+    tags: int = 0
+    children: dict[int, "Node"] = field(default_factory=dict)
+    tag: int | None = None  # set at a leaf: the index of the tag that ends here
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One free position on a path: which tokens are legal at `offset`, and which of them the path takes."""
+
+    offset: int
+    tokens: tuple[int, ...]
+    choice: int  # index into tokens
+
+
+class Grammar:
+    """The tags of one label set as token paths. Tags are indices into `tags`, with 0 for O."""
+
+    def __init__(self, labels: Sequence[str], paths: Sequence[tuple[int, ...]]) -> None:
+        """`paths[i]` are the tokens that write tag i of `tag_names(labels)`.
+
+        Raises LabelsIndistinguishable where two tags have the same tokens or one begins with the other:
+        the tokenizer then cannot write them apart (two words that it does not know, say).
+        """
+        self.tags = tag_names(labels)
+        self.paths = tuple(paths)
+        self.root = Node()
+        self._decisions: dict[tuple[int, int], tuple[Decision, ...]] = {}
+        for tag, path in enumerate(self.paths):
+            self._insert(tag, path)
+
+    def _insert(self, tag: int, path: tuple[int, ...]) -> None:
+        node = self.root
+        node.tags |= 1 << tag
+        for token in path:
+            if node.tag is not None:
+                raise self._clash(tag, node.tag)
+            node = node.children.setdefault(token, Node())
+            node.tags |= 1 << tag
+        if node.children or node.tag is not None:
+            raise self._clash(tag, next(other for other in range(tag) if node.tags >> other & 1))
+        node.tag = tag
+
+    def _clash(self, tag: int, other: int) -> LabelsIndistinguishable:
+        return LabelsIndistinguishable(
+            f"labels {self.tags[other][2:]!r} and {self.tags[tag][2:]!r} are the same to this checkpoint's tokenizer: "
+            "give them different English names with predicted_values"
+        )
+
+    def allowed(self, previous_tag: int) -> int:
+        """Bit mask of the tags that may follow: O, every B-, and I- of the label that is open."""
+        if previous_tag == 0:
+            return self._always_allowed
+        inside = previous_tag if previous_tag % 2 == 0 else previous_tag + 1
+        return self._always_allowed | 1 << inside
+
+    @cached_property
+    def _always_allowed(self) -> int:
+        return sum(1 << tag for tag in range(len(self.tags)) if tag == 0 or tag % 2 == 1)
+
+    @staticmethod
+    def options(node: Node, allowed: int) -> tuple[int, ...]:
+        """The legal next tokens at a node."""
+        return tuple(token for token, child in node.children.items() if child.tags & allowed)
+
+    def decisions(self, previous_tag: int, tag: int) -> tuple[Decision, ...]:
+        """The free positions on the path of `tag`, given the tag of the word before."""
+        known = self._decisions.get((previous_tag, tag))
+        if known is None:
+            known = self._decisions[previous_tag, tag] = tuple(self._walk(self.allowed(previous_tag), tag))
+        return known
+
+    def _walk(self, allowed: int, tag: int) -> list[Decision]:
+        found: list[Decision] = []
+        node = self.root
+        for offset, token in enumerate(self.paths[tag]):
+            tokens = self.options(node, allowed)
+            if len(tokens) > 1:
+                found.append(Decision(offset, tokens, tokens.index(token)))
+            node = node.children[token]
+        return found
+
+    @cached_property
+    def decision_tokens(self) -> tuple[int, ...]:
+        """Every token that can be up for a decision, sorted."""
+        found: set[int] = set()
+        nodes = [self.root]
+        while nodes:
+            node = nodes.pop()
+            if len(node.children) > 1:
+                found.update(node.children)
+            nodes.extend(node.children.values())
+        return tuple(sorted(found))
+
+    @cached_property
+    def longest_path(self) -> int:
+        """Tokens of the longest tag."""
+        return max(len(path) for path in self.paths)

@@ -1,0 +1,169 @@
+"""Text -> words -> windows, and tagged words -> spans in the text.
+
+All offsets are code points of the text as it came: nothing is normalised or stripped.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import regex
+
+from backend.errors import PromptTooLong
+from backend.ner.prompt import label_of
+from backend.ner.spans import Span, TaggedWord, Window, Word
+
+# A longer run without a space (base64, a URL) becomes several words, so that one word always fits a window.
+MAX_WORD_CODE_POINTS = 40
+# Words shared by two windows that had to be cut inside a sentence.
+MAX_OVERLAP_WORDS = 16
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_WORD = regex.compile(
+    rf"""
+      https?://\S*[^\s\p{{P}}]/? | www\.\S*[^\s\p{{P}}]/?   # a URL, without the punctuation that follows it
+    | [\w.+-]+@\w[\w-]*(?:\.\w[\w-]*)+                      # an e-mail address
+    | [@\#]\w+                                              # a mention, a hashtag
+    | (?:\p{{L}}\.){{2,}}                                   # U.S.
+    | \p{{N}}+(?:[.,:]\p{{N}}+)+                            # 1,000.5  10:30
+    | (?<=\w)['’](?:s|t|d|m|re|ve|ll)\b                     # Perth's -> Perth 's
+    | (?=[{_UNSPACED}])\X                                   # scripts without spaces: a grapheme is a word
+    | (?:(?![{_UNSPACED}])[\w\p{{M}}\u200c\u200d])+         # letters, digits, marks and the joiners among them
+    | (?P<repeated>[\p{{P}}\p{{S}}])(?P=repeated)+          # ...  ----  !!!
+    | \X                                                    # any other sign, an emoji sequence as a whole
+    """,
+    regex.VERBOSE | regex.IGNORECASE,
+)
+_CHUNK = regex.compile(r"\S+")
+_SENTENCE_END = frozenset(".!?…。！？।۔؟") | {"..."}
+_CLOSING = frozenset("\"'”’»)]}」』）")
+
+
+def words(text: str) -> list[Word]:
+    """Split a text into words; `text[w.start:w.end] == w.text`, and only white space is left out.
+
+    Punctuation, hyphens and apostrophes are words of their own, so that a span can begin or end at any of them.
+    """
+    return [word for chunk in _CHUNK.finditer(text) for word in _words_of_chunk(text, chunk.start(), chunk.end())]
+
+
+def _words_of_chunk(text: str, start: int, end: int) -> Iterator[Word]:
+    for match in _WORD.finditer(text, start, end):
+        for piece_start in range(match.start(), match.end(), MAX_WORD_CODE_POINTS):
+            piece_end = min(piece_start + MAX_WORD_CODE_POINTS, match.end())
+            yield Word(piece_start, piece_end, text[piece_start:piece_end])
+
+
+def sentence_starts(text: str, text_words: Sequence[Word]) -> list[bool]:
+    """For each word, whether a sentence may begin there: a good place to cut, no claim about grammar."""
+    starts = [True] * len(text_words)
+    for index in range(1, len(text_words)):
+        gap = text[text_words[index - 1].end : text_words[index].start]
+        starts[index] = (
+            "\n" in gap or "\r" in gap or (_ends_sentence(text_words, index) and _may_begin(text_words[index]))
+        )
+    return starts
+
+
+def _ends_sentence(text_words: Sequence[Word], index: int) -> bool:
+    last = index - 1
+    while last > 0 and text_words[last].text in _CLOSING:
+        last -= 1
+    return text_words[last].text[-1:] in _SENTENCE_END and len(text_words[last].text) <= 3
+
+
+def _may_begin(word: Word) -> bool:
+    return not word.text[0].islower() and word.text not in _CLOSING and word.text[0] not in _SENTENCE_END
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much fits into one window, in tokens of the model's two sequences."""
+
+    source_tokens: int
+    target_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class WordCost:
+    """What a word takes of a Budget at most: its tokens in the source, and with its longest tag in the target."""
+
+    source_tokens: int
+    target_tokens: int
+
+
+def windows(text: str, text_words: Sequence[Word], costs: Sequence[WordCost], budget: Budget) -> list[Window]:
+    """Cover all words with windows that keep to the budget.
+
+    Whole sentences are packed together; a sentence that is too long alone is cut with an overlap, and each
+    word of the overlap is kept by the window in which it stands farther from the cut.
+    Raises PromptTooLong if a single word does not fit.
+    """
+    starts = sentence_starts(text, text_words)
+    result: list[Window] = []
+    begin, keep_from = 0, 0
+    while begin < len(text_words):
+        end = _last_fitting(text_words, costs, budget, begin)
+        if end == len(text_words):
+            next_begin, keep_to = end, end
+        else:
+            cut = _last_sentence_start(starts, begin, end)
+            if cut is not None and cut > keep_from:
+                end = next_begin = keep_to = cut
+            else:
+                overlap = min(MAX_OVERLAP_WORDS, (end - begin) // 4)
+                next_begin, keep_to = end - overlap, end - overlap // 2
+        result.append(Window(begin, tuple(text_words[begin:end]), keep_from, keep_to))
+        begin, keep_from = next_begin, keep_to
+    return result
+
+
+def _last_fitting(text_words: Sequence[Word], costs: Sequence[WordCost], budget: Budget, begin: int) -> int:
+    source = target = 0
+    for index in range(begin, len(costs)):
+        source += costs[index].source_tokens
+        target += costs[index].target_tokens
+        if source > budget.source_tokens or target > budget.target_tokens:
+            if index == begin:
+                raise PromptTooLong(
+                    f"the word {text_words[begin].text!r} takes {source} source and {target} target tokens; beside this "
+                    f"label set only {budget.source_tokens} and {budget.target_tokens} are left: use fewer or shorter "
+                    "labels"
+                )
+            return index
+    return len(costs)
+
+
+def _last_sentence_start(starts: Sequence[bool], begin: int, end: int) -> int | None:
+    return next((index for index in range(end, begin, -1) if starts[index]), None)
+
+
+def stitch(tagged_words: Sequence[TaggedWord]) -> list[Span]:
+    """BIO tags of consecutive words -> spans, in text order. A span's score is the product over its words.
+
+    An I- that continues nothing (it can stand at the seam of two windows) begins a span.
+    """
+    spans: list[Span] = []
+    open_span: Span | None = None
+    for tagged in tagged_words:
+        label = label_of(tagged.tag)
+        if open_span is not None and label == open_span.label and tagged.tag.startswith("I-"):
+            open_span = Span(open_span.start, tagged.word.end, label, open_span.score * tagged.probability)
+            continue
+        if open_span is not None:
+            spans.append(open_span)
+        open_span = None if label is None else Span(tagged.word.start, tagged.word.end, label, tagged.probability)
+    if open_span is not None:
+        spans.append(open_span)
+    return spans
+
+
+def confidence(probabilities: Sequence[float]) -> float:
+    """A text's score: exponent of the mean log-probability of its words' tags, 0..1; 1.0 where there are no words.
+
+    This is MNLP (maximum normalised log-probability), the uncertainty measure of Shen et al. 2018
+    (arXiv:1707.05928): it does not favour long texts as the plain product would.
+    """
+    if not probabilities:
+        return 1.0
+    return math.exp(sum(math.log(max(p, 1e-9)) for p in probabilities) / len(probabilities))
