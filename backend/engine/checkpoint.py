@@ -1,0 +1,242 @@
+"""A GNER checkpoint: where it is, what it is, and its model loaded.
+
+`resolve` looks at files only (and downloads them, for a hub id), so that the web process knows name and version
+before any model is loaded; `load` makes the model.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from backend.engine.codec import Codec, Limits
+from backend.engine.draft_head import DraftHead
+from backend.engine.family import BertToBertFamily, CausalFamily, Family, T5Family
+from backend.errors import CheckpointError, InvalidSettings
+from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE, PromptFormat
+
+BUNDLED = Path(__file__).parent.parent / "models"
+DEFAULT_MODEL = "gner-mini"
+
+# Raise it when segmentation, prompts or decoding change what a checkpoint predicts: versions and cache keys hold it.
+_PREDICTION_CODE = "1"
+# The lengths at which the published checkpoints' training and evaluation cut source and target.
+_PUBLISHED_LIMITS = Limits(source_tokens=640, target_tokens=640)
+_WEIGHTS = ("*.safetensors", "*.bin")
+_OTHER_FILES = ("*.json", "*.model", "*.txt")
+# Files up to this size enter the digest whole, larger ones with their size, beginning and end.
+_WHOLE_DIGEST_BYTES = 64 * 2**20
+_SAMPLE_BYTES = 2**20
+
+Kind = Literal["seq2seq", "causal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint's files, read but not loaded. `scores` are its measured span F1 by test set, 0..1."""
+
+    name: str
+    path: Path
+    kind: Kind
+    prompt_format: PromptFormat
+    limits: Limits
+    digest: str
+    draft_head: Path | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """The model version that Label Studio is told: changes exactly when predictions may."""
+        return f"{self.name}-{self.digest[:10]}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A checkpoint in memory."""
+
+    checkpoint: Checkpoint
+    family: Family
+    codec: Codec
+    device: torch.device
+    dtype: torch.dtype
+
+
+def resolve(model: str) -> Checkpoint:
+    """A bundled checkpoint's name, a folder or a hub id -> its files.
+
+    Raises CheckpointError, in one sentence that names the value, for whatever is missing.
+    """
+    path = BUNDLED / model if (BUNDLED / model / "config.json").is_file() else Path(model)
+    if not path.is_dir():
+        path = _download(model)
+    config = _read_json(path / "config.json")
+    own = _read_json(path / "gner.json") if (path / "gner.json").is_file() else {}
+    if not _weight_files(path):
+        raise CheckpointError(f"checkpoint {model!r}: {path} holds no weights (*.safetensors or *.bin)")
+    kind = _kind(model, path)
+    wrapper = CAUSAL_WRAPPER if kind == "causal" else "{instruction}"
+    return Checkpoint(
+        name=own.get("name") or model.rstrip("/").rsplit("/", 1)[-1],
+        path=path,
+        kind=kind,
+        prompt_format=PromptFormat(own.get("template", PUBLISHED_TEMPLATE), own.get("wrapper", wrapper)),
+        limits=_limits(own, config),
+        digest=_digest(path),
+        draft_head=path / own["draft_head"] if "draft_head" in own else None,
+        scores=own.get("scores", {}),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return [file for pattern in _WEIGHTS for file in path.glob(pattern) if file.name != "draft_head.safetensors"]
+
+
+def _kind(model: str, path: Path) -> Kind:
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {model!r}: its config.json is not understood: {error}") from error
+    return "seq2seq" if config.is_encoder_decoder else "causal"
+
+
+def _limits(own: dict[str, Any], config: dict[str, Any]) -> Limits:
+    limits = Limits(
+        own.get("max_source_tokens", _PUBLISHED_LIMITS.source_tokens),
+        own.get("max_target_tokens", _PUBLISHED_LIMITS.target_tokens),
+    )
+    positions = [config.get(part, {}).get("max_position_embeddings") for part in ("encoder", "decoder")]
+    return Limits(
+        min(limits.source_tokens, positions[0] or limits.source_tokens),
+        min(limits.target_tokens, positions[1] or limits.target_tokens),
+    )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256(_PREDICTION_CODE.encode())
+    for file in sorted(path.iterdir()):
+        if file.is_file() and any(file.match(pattern) for pattern in (*_WEIGHTS, *_OTHER_FILES)):
+            size = file.stat().st_size
+            digest.update(f"\0{file.name}\0{size}\0".encode())
+            with file.open("rb") as content:
+                if size <= _WHOLE_DIGEST_BYTES:
+                    digest.update(content.read())
+                else:
+                    digest.update(content.read(_SAMPLE_BYTES))
+                    content.seek(-_SAMPLE_BYTES, 2)
+                    digest.update(content.read())
+    return digest.hexdigest()
+
+
+def _download(model: str) -> Path:
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        names = ", ".join(sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()))
+        raise CheckpointError(
+            f"checkpoint {model!r} is neither a bundled one ({names}), nor a folder, nor a hub id (owner/name)"
+        )
+    try:
+        files = {sibling.rfilename for sibling in HfApi().model_info(model, timeout=20).siblings or ()}
+        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in files) else "*.bin"
+        return Path(snapshot_download(model, allow_patterns=[weights, *_OTHER_FILES]))
+    except HFValidationError as error:
+        raise CheckpointError(f"checkpoint {model!r} is no valid hub id: {error}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        return _downloaded_before(model, error)
+
+
+def _downloaded_before(model: str, error: Exception) -> Path:
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {model!r} is not on this machine and the hub did not give it ({reason}); copy it into a "
+            "folder and give that, or use the bundled gner-mini"
+        ) from error
+
+
+def pick_device(setting: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device that is there. Raises InvalidSettings if it is not."""
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError:
+        raise InvalidSettings(f"GNER_DEVICE={setting!r} is no device: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidSettings(f"GNER_DEVICE={setting!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """`auto`, `float32` or `bfloat16`. fp16 is not offered: it overflows in T5's feed-forward layers."""
+    if setting == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
+
+
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load tokenizer and model. Never runs code that a checkpoint brings; `.bin` files are read weights-only.
+
+    Raises CheckpointError if the files do not make a model, or do not fit into the device's memory.
+    """
+    auto_class = AutoModelForSeq2SeqLM if checkpoint.kind == "seq2seq" else AutoModelForCausalLM
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+        model: Any = auto_class.from_pretrained(
+            checkpoint.path, dtype=dtype, trust_remote_code=False, weights_only=True, attn_implementation="sdpa"
+        )
+        model = model.to(device).eval()
+    except torch.cuda.OutOfMemoryError as error:
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} does not fit on {device}: {free_bytes / 2**30:.1f} of "
+            f"{total_bytes / 2**30:.1f} GiB are free; use a smaller checkpoint or another device"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} in {checkpoint.path} cannot be loaded: {error}"
+        ) from error
+    codec = Codec(
+        tokenizer,
+        checkpoint.prompt_format,
+        checkpoint.limits,
+        source_ends_with_eos=checkpoint.kind == "seq2seq",
+        locates_words=checkpoint.draft_head is not None,
+    )
+    return LoadedModel(checkpoint, _family(checkpoint, model), codec, device, dtype)
+
+
+def _family(checkpoint: Checkpoint, model: Any) -> Family:
+    if checkpoint.kind == "causal":
+        return CausalFamily(model)
+    if model.config.model_type == "encoder-decoder":
+        if model.config.decoder.model_type != "bert":
+            raise CheckpointError(
+                f"checkpoint {checkpoint.name!r} has a decoder {model.config.decoder.model_type!r}; known is bert"
+            )
+        head = DraftHead.load(checkpoint.draft_head) if checkpoint.draft_head is not None else None
+        return BertToBertFamily(model, None if head is None else head.to(model.device, model.dtype))
+    if model.config.model_type in ("t5", "mt5"):
+        return T5Family(model)
+    raise CheckpointError(
+        f"checkpoint {checkpoint.name!r} is of type {model.config.model_type!r}; known are t5, encoder-decoder (bert) "
+        "and decoder-only models"
+    )

@@ -1,0 +1,178 @@
+"""Prompts <-> token ids, for one checkpoint's tokenizer. No model here: requests use it in their own threads."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from backend.engine.draft_head import Places, locate
+from backend.errors import CheckpointError, PromptTooLong
+from backend.ner.grammar import Grammar
+from backend.ner.prompt import PromptFormat, tag_names
+from backend.ner.segment import Budget, WordCost
+
+# A word before the one in question: it makes every tokenizer write the latter as it does in mid-sentence, and its
+# last letter merges with no bracket in any vocabulary that we know.
+_ANCHOR = "Clooney"
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A checkpoint's context. For the published ones, the lengths at which training and evaluation cut (640)."""
+
+    source_tokens: int
+    target_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class WordCode:
+    """A word in the target: forced tokens, then a path through the grammar."""
+
+    forced: tuple[int, ...]
+    grammar: Grammar
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """One window, ready for the decoder.
+
+    `draft` are indices of tags that the decoder may start from; a wrong draft costs time, never a label. `places`
+    are where words and labels stand in the source, for a checkpoint that has a draft head.
+    """
+
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    source_ids: tuple[int, ...]
+    codes: tuple[WordCode, ...]
+    draft: tuple[int, ...] | None = None
+    places: Places | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The decoder's answer for one prompt: a tag and its probability for each word."""
+
+    tags: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class Codec:
+    """Turns words and labels into token ids. Thread-safe: its caches are lru_cache's, its tokenizer is only read."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt_format: PromptFormat,
+        limits: Limits,
+        *,
+        source_ends_with_eos: bool,
+        locates_words: bool = False,
+    ) -> None:
+        """`tokenizer` is a fast tokenizer; a causal model's prompt must not end with EOS, an encoder's does.
+
+        `locates_words`: prompts get their `places`, for a checkpoint that has a draft head.
+        """
+        self._tokenizer = tokenizer
+        self._format = prompt_format
+        self._limits = limits
+        self._source_ends_with_eos = source_ends_with_eos
+        self._locates_words = locates_words
+        self._anchor_ids = self._raw_ids(_ANCHOR)
+        self.grammar = lru_cache(maxsize=256)(self._grammar)
+        self._word_code = lru_cache(maxsize=65536)(self._encode_word)
+        self._word_tokens = lru_cache(maxsize=65536)(self._count_word_tokens)
+        self.budget = lru_cache(maxsize=256)(self._budget)
+
+    def encode(
+        self, labels: tuple[str, ...], words: Sequence[str], draft: Sequence[str] | None = None
+    ) -> EncodedPrompt:
+        """Words and label names -> token ids. `draft` are tags, as Decoded has them.
+
+        Raises LabelsIndistinguishable, and PromptTooLong if the prompt exceeds the checkpoint's context.
+        """
+        grammar = self.grammar(labels)
+        source_ids, offsets = self._source(labels, words)
+        if len(source_ids) > self._limits.source_tokens:
+            raise PromptTooLong(
+                f"a prompt of {len(source_ids)} tokens ({len(words)} words, {len(labels)} labels) exceeds the "
+                f"checkpoint's {self._limits.source_tokens}"
+            )
+        return EncodedPrompt(
+            labels,
+            tuple(words),
+            source_ids,
+            tuple(self._word_code(labels, word) for word in words),
+            None if draft is None else tuple(grammar.tags.index(tag) for tag in draft),
+            locate(self._format.template, labels, words, offsets) if self._locates_words else None,
+        )
+
+    def cost(self, labels: tuple[str, ...], word: str) -> WordCost:
+        """What a word takes of the budget at most."""
+        code = self._word_code(labels, word)
+        return WordCost(self._word_tokens(word), len(code.forced) + code.grammar.longest_path)
+
+    def _budget(self, labels: tuple[str, ...]) -> Budget:
+        """What a label set leaves for words. The start and end tokens are counted as taken."""
+        taken = len(self._source(labels, ())[0])
+        return Budget(max(0, self._limits.source_tokens - taken), self._limits.target_tokens - 2)
+
+    def _source(self, labels: tuple[str, ...], words: Sequence[str]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """The prompt's token ids, and where they stand in its text (empty unless words are located)."""
+        text = self._format.render([_encodable(label) for label in labels], [_encodable(word) for word in words])
+        encoding = self._tokenizer(text, truncation=False, return_offsets_mapping=self._locates_words)
+        ids: list[int] = encoding["input_ids"]
+        if not self._source_ends_with_eos and ids[-1] == self._tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return tuple(ids), encoding.get("offset_mapping", [])
+
+    def _count_word_tokens(self, word: str) -> int:
+        return len(self._ids_after_anchor(word))
+
+    def _grammar(self, labels: tuple[str, ...]) -> Grammar:
+        return Grammar(labels, [self._tag_path(tag) for tag in tag_names(labels)])
+
+    def _tag_path(self, tag: str) -> tuple[int, ...]:
+        ids = self._ids_after_anchor(f"{_ANCHOR}({_encodable(tag)})")
+        word_ids = self._ids_after_anchor(_ANCHOR)
+        if ids[: len(word_ids)] != word_ids:
+            raise CheckpointError(f"the tokenizer merges {_ANCHOR!r} with '(': cannot tell where a tag begins")
+        return ids[len(word_ids) :]
+
+    def _encode_word(self, labels: tuple[str, ...], word: str) -> WordCode:
+        """The word's tokens and its tag grammar, as tokenizing `word(tag)` as a whole gives them.
+
+        Mostly the word's tokens end where the bracket begins, and all words share the label set's grammar. A word
+        whose last sign merges with the bracket (`](` is a token of LLaMA's) gets a grammar of its own.
+        """
+        grammar = self.grammar(labels)
+        forced: tuple[int, ...] | None = None
+        for tag, path in zip(grammar.tags[:2], grammar.paths, strict=False):
+            ids = self._ids_after_anchor(f"{_encodable(word)}({_encodable(tag)})")
+            head = ids[: len(ids) - len(path)]
+            if ids[len(head) :] != path or (forced is not None and forced != head):
+                return WordCode((), self._grammar_of_word(labels, word))
+            forced = head
+        assert forced is not None  # O is always a tag
+        return WordCode(forced, grammar)
+
+    def _grammar_of_word(self, labels: tuple[str, ...], word: str) -> Grammar:
+        tags = tag_names(labels)
+        return Grammar(labels, [self._ids_after_anchor(f"{_encodable(word)}({_encodable(tag)})") for tag in tags])
+
+    def _ids_after_anchor(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as they are after a space in mid-sentence."""
+        ids = self._raw_ids(f"{_ANCHOR} {text}")
+        if ids[: len(self._anchor_ids)] == self._anchor_ids:
+            return ids[len(self._anchor_ids) :]
+        # a text that a normaliser glues to the word before it (it begins with a combining mark, say)
+        return self._raw_ids(text)
+
+    def _raw_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates cannot be UTF-8; to the model each is the replacement character, which has its length."""
+    return _LONE_SURROGATE.sub("\ufffd", text)

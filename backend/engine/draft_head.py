@@ -1,0 +1,153 @@
+"""The draft head: a guess at every word's tag from the encoder's output alone, in one small product.
+
+A checkpoint folder may bring one (`draft_head` in its gner.json). It is trained together with the encoder, which it
+teaches to meet each word with the labels of the prompt; at inference the decoder starts from its guesses and only
+verifies them, so a wrong guess costs time and never a label.
+
+For word w, label l (the mean state of the label's tokens in the prompt) and d the head's size:
+
+    score(w, B-l) = <begin h_w, label h_l> / sqrt(d) + begin_bias
+    score(w, I-l) = <inside h_w, label h_l> / sqrt(d) + inside_bias
+    score(w, O)   = outside h_w + outside_bias
+
+Tensors of the file: `begin.weight`, `inside.weight`, `label.weight` (size, hidden), `begin_bias`, `inside_bias` (1,),
+`outside.weight` (1, hidden), `outside.bias` (1,).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from backend.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a prompt's words and labels stand among its source tokens.
+
+    `word_positions[i]` is the first token of word i; `label_spans[i]` are the tokens of label i, half-open.
+    """
+
+    word_positions: tuple[int, ...]
+    label_spans: tuple[tuple[int, int], ...]
+
+
+def locate(
+    template: str, labels: Sequence[str], words: Sequence[str], offsets: Sequence[tuple[int, int]]
+) -> Places:
+    """Places of the prompt `PromptFormat(template).render(labels, words)`.
+
+    `offsets` are the tokenizer's: per token, the half-open range of the rendered prompt's code points (empty for
+    special tokens). A word or label without a token of its own gets the token that follows.
+    """
+    head, rest = template.split("{labels}", 1)
+    between = rest.split("{sentence}", 1)[0]
+    label_ranges = _ranges(len(head), labels, ", ")
+    after_labels = label_ranges[-1][1] if label_ranges else len(head)
+    word_ranges = _ranges(after_labels + len(between), words, " ")
+    spans = iter(_token_spans([*label_ranges, *word_ranges], offsets))
+    label_spans = tuple(next(spans) for _ in labels)
+    return Places(tuple(next(spans)[0] for _ in words), label_spans)
+
+
+def _ranges(start: int, texts: Sequence[str], separator: str) -> list[tuple[int, int]]:
+    ranges = []
+    for text in texts:
+        ranges.append((start, start + len(text)))
+        start += len(text) + len(separator)
+    return ranges
+
+
+def _token_spans(ranges: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of each range of code points (ascending), the tokens within it; at least one token is given."""
+    spans, token, last = [], 0, len(offsets) - 1
+    for start, end in ranges:
+        while token < last and (offsets[token][0] < start or offsets[token][0] == offsets[token][1]):
+            token += 1
+        stop = token
+        while stop <= last and offsets[stop][0] < end and offsets[stop][0] < offsets[stop][1]:
+            stop += 1
+        spans.append((token, max(stop, token + 1)))
+    return spans
+
+
+def stack(places: Sequence[Places], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """A batch's places as tensors, padded with zeros: word positions (batch, words), label spans (batch, labels, 2)."""
+    num_words = max(len(of_row.word_positions) for of_row in places)
+    num_labels = max(len(of_row.label_spans) for of_row in places)
+    words = [[*of_row.word_positions] + [0] * (num_words - len(of_row.word_positions)) for of_row in places]
+    labels = [[*of_row.label_spans] + [(0, 0)] * (num_labels - len(of_row.label_spans)) for of_row in places]
+    return torch.tensor(words, device=device), torch.tensor(labels, device=device)
+
+
+class DraftHead(nn.Module):
+    """Tag scores from the encoder's output. See the module's docstring for the formula."""
+
+    def __init__(self, hidden_size: int, size: int) -> None:
+        super().__init__()
+        self.begin = nn.Linear(hidden_size, size, bias=False)
+        self.inside = nn.Linear(hidden_size, size, bias=False)
+        self.label = nn.Linear(hidden_size, size, bias=False)
+        self.outside = nn.Linear(hidden_size, 1)
+        self.begin_bias = nn.Parameter(torch.zeros(1))
+        self.inside_bias = nn.Parameter(torch.zeros(1))
+
+    @classmethod
+    def load(cls, path: Path) -> "DraftHead":
+        """Read a head's safetensors file. Raises CheckpointError if it is missing or is not one."""
+        try:
+            tensors = load_file(path)
+            size, hidden_size = tensors["label.weight"].shape
+            head = cls(hidden_size, size)
+            head.load_state_dict(tensors)
+        except Exception as error:
+            raise CheckpointError(f"cannot read the draft head {path}: {error}") from error
+        head.to(tensors["label.weight"].dtype)
+        return head.eval()
+
+    def save(self, path: Path, dtype: torch.dtype) -> None:
+        """Write the tensors in `dtype`."""
+        save_file({name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in self.state_dict().items()}, path)
+
+    def forward(self, encoder_hidden: Tensor, word_positions: Tensor, label_spans: Tensor) -> Tensor:
+        """Tag logits (batch, words, 1 + 2 * labels), in the order of `prompt.tag_names`: O, B-1, I-1, B-2, I-2 ...
+
+        `encoder_hidden` is (batch, source, hidden), before any projection to the decoder's size; `word_positions`
+        (batch, words) and `label_spans` (batch, labels, 2) are those of `stack`. An empty span is no label: its two
+        tags get minus infinity.
+        """
+        batch, num_source, _ = encoder_hidden.shape
+        num_words, num_labels = word_positions.shape[1], label_spans.shape[1]
+        columns = torch.arange(num_source, device=encoder_hidden.device)
+        within = (columns >= label_spans[..., :1]) & (columns < label_spans[..., 1:])  # (batch, labels, source)
+        lengths = within.sum(-1, keepdim=True)
+        label_states = (within / lengths.clamp(min=1)).to(encoder_hidden.dtype) @ encoder_hidden
+        rows = torch.arange(batch, device=encoder_hidden.device)[:, None]
+        word_states = encoder_hidden[rows, word_positions]  # (batch, words, hidden)
+        keys = self.label(label_states).transpose(1, 2) / self.label.out_features**0.5
+        begin = self.begin(word_states) @ keys + self.begin_bias
+        inside = self.inside(word_states) @ keys + self.inside_bias
+        of_labels = torch.stack([begin, inside], dim=-1).float()  # (batch, words, labels, 2)
+        of_labels = of_labels.masked_fill((lengths == 0)[:, None, :, :], float("-inf"))
+        outside = self.outside(word_states).float()
+        return torch.cat([outside, of_labels.reshape(batch, num_words, 2 * num_labels)], dim=-1)
+
+
+def best_tags(logits: Tensor, num_words: Sequence[int]) -> list[list[int]]:
+    """The head's guesses: per row, the index of each word's best tag, made legal.
+
+    `logits` (batch, words, tags) are those of `DraftHead.forward`; row r has `num_words[r]` words. An I- that does
+    not continue its own label becomes the B- of that label.
+    """
+    rows = []
+    for best, length in zip(logits.argmax(-1).tolist(), num_words, strict=True):
+        row: list[int] = []
+        for tag in best[:length]:
+            is_inside = tag > 0 and tag % 2 == 0
+            row.append(tag - 1 if is_inside and not (row and row[-1] in (tag, tag - 1)) else tag)
+        rows.append(row)
+    return rows

@@ -1,0 +1,183 @@
+"""What differs between model families: T5, encoder-decoders of BERT's kind, and causal models.
+
+A Family begins a batch's memory (the encoder's output, or the prompt's key-values) and runs target tokens behind it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+
+from backend.engine.codec import EncodedPrompt
+from backend.engine.draft_head import DraftHead, stack
+from backend.engine.memory import Feed, Memory
+
+
+class Family(Protocol):
+    """One kind of model, loaded."""
+
+    model: Any
+
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
+        """Run the encoder, or the prompts but for their last token."""
+        ...
+
+    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:
+        """Guessed tag logits (batch, words, tags) from the source alone, or None if this checkpoint makes none."""
+        ...
+
+    def forward(self, memory: Memory, feed: Feed) -> Tensor:
+        """Hidden states (batch, width, hidden) of the fed tokens, whose key-values become columns of the memory."""
+        ...
+
+    def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """The head's rows of `token_ids` (tokens,) at `hidden` (positions, hidden): (positions, tokens) in float32."""
+        ...
+
+
+def pad(
+    rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False, fill: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Rows of token ids -> ids and mask, both (batch, longest)."""
+    width = max(len(row) for row in rows)
+    ids, mask = [], []
+    for row in rows:
+        gap = width - len(row)
+        ids.append([fill] * gap + list(row) if left else list(row) + [fill] * gap)
+        mask.append([0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+class T5Family:
+    """T5 and Flan-T5."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
+
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
+        ids, mask = pad([prompt.source_ids for prompt in prompts], self.model.device)
+        hidden = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        target = DynamicCache()
+        return Memory(
+            cache=EncoderDecoderCache(target, DynamicCache()),
+            target=target,
+            start_tokens=[self.model.config.decoder_start_token_id] * len(prompts),
+            filled=[0] * len(prompts),
+            source_hidden=hidden,
+            source_mask=mask,
+        )
+
+    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:  # noqa: ARG002
+        return None
+
+    def forward(self, memory: Memory, feed: Feed) -> Tensor:
+        output = self.model.decoder(
+            input_ids=feed.tokens,
+            attention_mask=feed.mask,
+            encoder_hidden_states=memory.source_hidden,
+            encoder_attention_mask=memory.source_mask,
+            past_key_values=memory.cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        logits: Tensor = (hidden * self._scale) @ self.model.lm_head.weight[token_ids].T
+        return logits.float()
+
+
+class BertToBertFamily:
+    """EncoderDecoderModel with a BERT encoder and a BERT decoder: the bundled checkpoint's kind."""
+
+    def __init__(self, model: Any, draft_head: DraftHead | None = None) -> None:
+        """A model whose hidden sizes differ cannot have a draft head."""
+        self.model = model
+        self._draft_head = draft_head
+        self._head = model.decoder.cls.predictions
+
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
+        ids, mask = pad([prompt.source_ids for prompt in prompts], self.model.device)
+        hidden = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        if hasattr(self.model, "enc_to_dec_proj"):
+            hidden = self.model.enc_to_dec_proj(hidden)
+        target = DynamicCache()
+        return Memory(
+            cache=EncoderDecoderCache(target, DynamicCache()),
+            target=target,
+            start_tokens=[self.model.generation_config.decoder_start_token_id] * len(prompts),
+            filled=[0] * len(prompts),
+            source_hidden=hidden,
+            source_mask=mask,
+        )
+
+    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:
+        places = [prompt.places for prompt in prompts if prompt.places is not None]
+        if self._draft_head is None or memory.source_hidden is None or len(places) < len(prompts):
+            return None
+        logits: Tensor = self._draft_head(memory.source_hidden, *stack(places, self.model.device))
+        return logits
+
+    def forward(self, memory: Memory, feed: Feed) -> Tensor:
+        output = self.model.decoder.bert(
+            input_ids=feed.tokens,
+            position_ids=feed.positions,
+            attention_mask=feed.mask,
+            encoder_hidden_states=memory.source_hidden,
+            encoder_attention_mask=memory.source_mask,
+            past_key_values=memory.cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        transformed = self._head.transform(hidden)
+        logits: Tensor = transformed @ self._head.decoder.weight[token_ids].T + self._head.decoder.bias[token_ids]
+        return logits.float()
+
+
+class CausalFamily:
+    """LLaMA and other decoder-only models. The prompt's key-values are the memory."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
+        heads = [prompt.source_ids[:-1] for prompt in prompts]
+        cache = DynamicCache()
+        lengths = [len(head) for head in heads]
+        if max(lengths):
+            ids, mask = pad(heads, self.model.device, left=True)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            self.model.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+        return Memory(
+            cache=cache,
+            target=cache,
+            start_tokens=[prompt.source_ids[-1] for prompt in prompts],
+            filled=lengths,
+            num_columns=max(lengths),
+        )
+
+    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:  # noqa: ARG002
+        return None
+
+    def forward(self, memory: Memory, feed: Feed) -> Tensor:
+        output = self.model.model(
+            input_ids=feed.tokens,
+            position_ids=feed.positions,
+            attention_mask=feed.mask,
+            past_key_values=memory.cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        logits: Tensor = hidden @ self.model.lm_head.weight[token_ids].T
+        return logits.float()

@@ -1,0 +1,96 @@
+"""The key-values of a batch in flight, and which of them are whose.
+
+The target's key-values stand in columns, right-aligned: a row that has `filled[r]` of `num_columns` owns the last
+`filled[r]`. T5's relative positions stay exact that way, for only distances count there; the other families are told
+absolute positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Tokens to run, as tensors. `tokens` and `positions` are (batch, width), `mask` is (batch, num_columns + width).
+
+    `positions` count a row's own columns from 0. What pads a short row at its right is masked out.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+
+
+@dataclass(slots=True)
+class Memory:
+    """A batch in flight: what the source said (cross-attention, or the prompt's own columns) and the target so far."""
+
+    cache: EncoderDecoderCache | DynamicCache  # what the model is given
+    target: DynamicCache  # the part of it that grows with the target
+    start_tokens: list[int]  # per row, the token before the target's first
+    filled: list[int]  # per row, its own columns of `target`
+    num_columns: int = 0
+    source_hidden: Tensor | None = None  # (batch, source, hidden), where there is an encoder
+    source_mask: Tensor | None = None  # (batch, source)
+
+    def feed(self, fed: Sequence[Sequence[int]], device: torch.device) -> Feed:
+        """Rows of tokens -> tensors behind the columns that are there."""
+        width = max(map(len, fed))
+        tokens = [list(row) + [0] * (width - len(row)) for row in fed]
+        positions = [
+            [filled + min(i, max(len(row) - 1, 0)) for i in range(width)]
+            for filled, row in zip(self.filled, fed, strict=True)
+        ]
+        filled = torch.tensor(self.filled, device=device)[:, None]
+        lengths = torch.tensor([len(row) for row in fed], device=device)[:, None]
+        column = torch.arange(self.num_columns + width, device=device)[None, :]
+        mask = (column >= self.num_columns - filled) & (column < self.num_columns + lengths)
+        return Feed(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), mask.long())
+
+    def keep(self, accepted: Sequence[int], rows: Sequence[int]) -> None:
+        """Of the tokens just fed keep the first `accepted[r]` of row r, and of the batch only `rows`.
+
+        Rows are right-aligned again, in as few columns as the fullest needs.
+        """
+        before, device = self.num_columns, self._layers[0].keys.device
+        self.filled = [filled + new for filled, new in zip(self.filled, accepted, strict=True)]
+        if len(rows) < len(self.filled):
+            self._select_rows(list(rows))
+            accepted = [accepted[row] for row in rows]
+        self.num_columns = max(self.filled)
+        ends = torch.tensor([before + new for new in accepted], device=device)[:, None]
+        if len(set(accepted)) == 1:
+            self._slice(before + accepted[0] - self.num_columns, before + accepted[0])
+        else:
+            self._gather((torch.arange(-self.num_columns, 0, device=device)[None, :] + ends).clamp(min=0))
+
+    @property
+    def _layers(self) -> list[Any]:
+        """Key-values by layer: (batch, heads, num_columns, size) each."""
+        return self.target.layers
+
+    def _select_rows(self, rows: list[int]) -> None:
+        index = torch.tensor(rows, device=self._layers[0].keys.device)
+        if isinstance(self.cache, EncoderDecoderCache):
+            self.cache.cross_attention_cache.batch_select_indices(index)
+        self.target.batch_select_indices(index)
+        self.filled = [self.filled[row] for row in rows]
+        self.start_tokens = [self.start_tokens[row] for row in rows]
+        if self.source_hidden is not None and self.source_mask is not None:
+            self.source_hidden, self.source_mask = self.source_hidden[index], self.source_mask[index]
+
+    def _slice(self, begin: int, end: int) -> None:
+        for layer in self._layers:
+            layer.keys, layer.values = layer.keys[:, :, begin:end], layer.values[:, :, begin:end]
+
+    def _gather(self, columns: Tensor) -> None:
+        """`columns` (batch, new_num_columns): which old column each new one is."""
+        for layer in self._layers:
+            batch, heads, _, size = layer.keys.shape
+            index = columns[:, None, :, None].expand(batch, heads, columns.shape[1], size)
+            layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)

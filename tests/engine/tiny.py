@@ -1,0 +1,165 @@
+"""Tiny random models of each published class, with real tokenizers trained on a few lines written here."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from backend.engine.codec import Codec, Limits
+from backend.engine.family import BertToBertFamily, CausalFamily, Family, T5Family
+from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE, PromptFormat
+
+LINES = [
+    "Marie Curie worked in Paris for the University of Paris .",
+    "did(O) george(B-actor) clooney(I-actor) make(O) a(O) musical(B-genre) in(O) the(O) 1980s(B-year)",
+    "0 1 2 3 4 5 6 7 8 9 00 11 22 33 44 55 66 77 88 99 01234567890 a b c d e f g h i j k l m n o p q r s t u v w x y z",
+    "The person , organization and location : a work of art , a creative work ( 2024 ) !",
+    "person(B-person) work(B-work) of(B-work of art) art(I-work of art) city(B-city) O(O) x(B-x) label(B-label)",
+    PUBLISHED_TEMPLATE,
+]
+# Flan-T5's vocabulary has none of these; the tiny one is made without them too.
+T5_GAPS = "{}~\\`^<"
+
+
+@cache
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    """A unigram model with sentencepiece's word marks, as T5's."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(LINES * 4, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+@cache
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """A BPE model with sentencepiece's word marks and byte fallback, as LLaMA's."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    # without a pre-tokenizer BPE would merge whole lines: give it words, and `](` often enough to become a token
+    tokenizer.train_from_iterator(
+        [w for line in LINES * 4 for w in line.split()] + ["](O)", "](B-person)"] * 50, trainer
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@cache
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    """An uncased WordPiece model, as MiniLM's."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(LINES * 4, trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=list(ids.items()))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def t5_model(seed: int = 0, *, scaled: bool = False) -> T5ForConditionalGeneration:
+    """Flan-T5's shape in small: gated FFN, head apart from the embedding unless `scaled`."""
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()),
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=scaled,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return _wide(T5ForConditionalGeneration(config))
+
+
+def llama_model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(llama_tokenizer()),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _wide(LlamaForCausalLM(config))
+
+
+def bert_model(seed: int = 0) -> EncoderDecoderModel:
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {
+        "vocab_size": len(bert_tokenizer()),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 1024,
+    }
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(BertConfig(**shape), BertConfig(**shape))
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 0, 3
+    model = EncoderDecoderModel(config)
+    model.generation_config.decoder_start_token_id = 2
+    return _wide(model)
+
+
+def _wide(model: Any) -> Any:
+    """Random weights as they are initialised make every logit alike; scaled up, decisions depend on the prefix."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "position" not in name:
+                parameter.mul_(2.5)
+    return model.eval()
+
+
+def t5(seed: int = 0, *, scaled: bool = False) -> tuple[Family, Codec]:
+    codec = Codec(t5_tokenizer(), PromptFormat(), Limits(1000, 1000), source_ends_with_eos=True)
+    return T5Family(t5_model(seed, scaled=scaled)), codec
+
+
+def llama(seed: int = 0) -> tuple[Family, Codec]:
+    prompt_format = PromptFormat(wrapper=CAUSAL_WRAPPER)
+    codec = Codec(llama_tokenizer(), prompt_format, Limits(1500, 500), source_ends_with_eos=False)
+    return CausalFamily(llama_model(seed)), codec
+
+
+def bert(seed: int = 0) -> tuple[Family, Codec]:
+    prompt_format = PromptFormat("{labels} : {sentence}")
+    codec = Codec(bert_tokenizer(), prompt_format, Limits(1000, 1000), source_ends_with_eos=True)
+    return BertToBertFamily(bert_model(seed)), codec
+
+
+FAMILIES = {"t5": t5, "llama": llama, "bert": bert}
