@@ -1,0 +1,133 @@
+"""Predictions in Redis: one round trip for many keys, bounded in number and age.
+
+The cache is never needed: while Redis is away, everything is a miss and nothing is kept. It says so once, and
+again when Redis is back.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from backend.metrics import Metrics
+from backend.ner.spans import Span
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "gner:prediction:"
+_INDEX = "gner:predictions"  # sorted set of the keys by the time they were put
+# After a failure Redis is not asked for so long: requests must not each wait for a time-out.
+_RETRY_AFTER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrediction:
+    """What the model says of one text under one label set: spans in text order, and how sure it is (0..1).
+
+    `num_words` is the number of decisions that `score` is the mean of.
+    """
+
+    spans: tuple[Span, ...]
+    score: float
+    num_words: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    entries: int
+    age_s: int
+
+
+def cache_key(version: str, decoding: str, labels: Sequence[str], text: str) -> str:
+    """Everything that a prediction depends on."""
+    digest = hashlib.sha256(json.dumps([version, decoding, list(labels)]).encode())
+    digest.update(text.encode("utf-8", "surrogatepass"))
+    return _PREFIX + digest.hexdigest()
+
+
+class PredictionCache:
+    """Many-get, many-put. Thread-safe."""
+
+    def __init__(self, client: redis.Redis | None, limits: CacheLimits, metrics: Metrics) -> None:
+        """`client` None: the cache is switched off."""
+        self._client = client
+        self._limits = limits
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._away_until_s = 0.0
+        self._away = False
+
+    @property
+    def state(self) -> str:
+        """`off`, `up` or `down`, for /health."""
+        if self._client is None:
+            return "off"
+        return "down" if self._away else "up"
+
+    def get_many(self, keys: Sequence[str]) -> list[TextPrediction | None]:
+        """One round trip. None for what is not there."""
+        values = self._ask(lambda client: client.mget(keys)) if keys else []
+        found = [None if value is None else _decode(value) for value in values or [None] * len(keys)]
+        hits = sum(prediction is not None for prediction in found)
+        self._metrics.cache_hits.inc(hits)
+        self._metrics.cache_misses.inc(len(keys) - hits)
+        return found
+
+    def put_many(self, predictions: dict[str, TextPrediction]) -> None:
+        """One round trip. The oldest make room where there are too many."""
+        if predictions:
+            self._ask(lambda client: self._put(client, predictions))
+
+    def _put(self, client: redis.Redis, predictions: dict[str, TextPrediction]) -> None:
+        now_s = time.time()
+        with client.pipeline(transaction=False) as pipeline:
+            for key, prediction in predictions.items():
+                pipeline.set(key, _encode(prediction), ex=self._limits.age_s)
+            pipeline.zadd(_INDEX, dict.fromkeys(predictions, now_s))
+            pipeline.expire(_INDEX, self._limits.age_s)
+            pipeline.zcard(_INDEX)
+            num_entries = pipeline.execute()[-1]
+        if num_entries > self._limits.entries:
+            oldest: Any = client.zpopmin(_INDEX, num_entries - self._limits.entries)
+            client.unlink(*[key for key, _ in oldest])
+
+    def _ask(self, question: Any) -> Any:
+        """The answer, or None while Redis is away."""
+        if self._client is None or time.monotonic() < self._away_until_s:
+            return None
+        try:
+            answer = question(self._client)
+        except redis.RedisError as error:
+            self._went_away(error)
+            return None
+        self._came_back()
+        return answer
+
+    def _went_away(self, error: redis.RedisError) -> None:
+        with self._lock:
+            self._away_until_s = time.monotonic() + _RETRY_AFTER_S
+            if not self._away:
+                self._away = True
+                log.warning("Redis does not answer (%s): predictions go on without the cache", error)
+
+    def _came_back(self) -> None:
+        with self._lock:
+            if self._away:
+                self._away = False
+                log.info("Redis answers again: predictions are cached")
+
+
+def _encode(prediction: TextPrediction) -> bytes:
+    spans = [[span.start, span.end, span.label, span.score] for span in prediction.spans]
+    return json.dumps([prediction.score, prediction.num_words, spans], separators=(",", ":")).encode()
+
+
+def _decode(value: bytes) -> TextPrediction:
+    score, num_words, spans = json.loads(value)
+    return TextPrediction(tuple(Span(*span) for span in spans), score, num_words)

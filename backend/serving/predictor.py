@@ -1,0 +1,166 @@
+"""Texts -> predictions: cache, segment, batch, stitch.
+
+A text that misses its request's deadline goes on in the background and is in the cache at the next request; the same
+text asked for twice is decoded once.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
+from dataclasses import dataclass, field
+
+from backend.engine.codec import Codec, Decoded
+from backend.metrics import Metrics
+from backend.ner import segment
+from backend.ner.spans import TaggedWord, Window
+from backend.serving.batcher import Batcher, Priority
+from backend.serving.cache import PredictionCache, TextPrediction, cache_key
+
+# How long tasks that nobody asked for yet wait for a model that loads.
+_PREFETCH_WAIT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One text to be labelled with one label set: what the model is asked for."""
+
+    text: str
+    labels: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A text on its way through the model. Whoever wants it waits for `answer`."""
+
+    key: str
+    answer: "Future[TextPrediction]" = field(default_factory=Future)
+    windows: list[Window] = field(default_factory=list)
+    decoded: "list[Future[Decoded]]" = field(default_factory=list)
+    missing: int = 0
+
+
+class Predictor:
+    """Thread-safe. `start` and `stop` it with the batcher."""
+
+    def __init__(
+        self, batcher: Batcher, cache: PredictionCache, metrics: Metrics, *, version: str, decoding: str
+    ) -> None:
+        """`version` is the checkpoint's; it and `decoding` are part of every cache key."""
+        self.version = version
+        self._batcher = batcher
+        self._cache = cache
+        self._metrics = metrics
+        self._decoding = decoding
+        self._lock = threading.Lock()
+        self._in_flight: dict[str, _Job] = {}
+        self._finished: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # stitching and Redis are kept out of the model's thread
+        self._finisher = threading.Thread(target=self._finish_jobs, name="finisher", daemon=True)
+
+    def start(self) -> None:
+        self._finisher.start()
+
+    def stop(self) -> None:
+        """Finish what the model has answered."""
+        self._finished.put(None)
+        self._finisher.join()
+
+    def predict(self, queries: Sequence[Query], timeout_s: float, priority: Priority) -> list[TextPrediction | None]:
+        """One item per query, in order; None for what is not done after `timeout_s`, or could not be done.
+
+        Raises what is wrong with the label sets (LabelsIndistinguishable, PromptTooLong), and ModelNotReady.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        keys = [cache_key(self.version, self._decoding, query.labels, query.text) for query in queries]
+        wanted = dict(zip(keys, queries, strict=True))
+        hits = zip(wanted, self._cache.get_many(list(wanted)), strict=True)
+        answers = {key: hit for key, hit in hits if hit is not None}
+        pending = {
+            key: self._start_or_join(key, query, deadline_s, priority)
+            for key, query in wanted.items()
+            if key not in answers
+        }
+        wait_for_futures(pending.values(), max(0.0, deadline_s - time.monotonic()))
+        # a text that could not be decoded (the model's thread has logged why) must not take the others with it
+        answers |= {key: future.result() for key, future in pending.items() if future.done() and not future.exception()}
+        self._metrics.deadline_misses.inc(len(wanted) - len(answers))
+        return [answers.get(key) for key in keys]
+
+    def prefetch(self, queries: Sequence[Query]) -> None:
+        """Start what is not cached yet, at the lowest priority, and wait for the model only, if it still loads."""
+        keys = [cache_key(self.version, self._decoding, query.labels, query.text) for query in queries]
+        wanted = dict(zip(keys, queries, strict=True))
+        for (key, query), hit in zip(wanted.items(), self._cache.get_many(list(wanted)), strict=True):
+            if hit is None:
+                self._start_or_join(key, query, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
+
+    def _start_or_join(self, key: str, query: Query, deadline_s: float, priority: Priority) -> "Future[TextPrediction]":
+        with self._lock:
+            known = self._in_flight.get(key)
+            if known is not None:
+                return known.answer
+            job = self._in_flight[key] = _Job(key)
+        try:
+            codec = self._batcher.codec(max(0.0, deadline_s - time.monotonic()))
+            self._start(job, query, codec, priority)
+        except BaseException as error:
+            with self._lock:
+                del self._in_flight[key]
+            job.answer.set_exception(error)
+            raise
+        return job.answer
+
+    def _start(self, job: _Job, query: Query, codec: Codec, priority: Priority) -> None:
+        words = segment.words(query.text)
+        costs = [codec.cost(query.labels, word.text) for word in words]
+        job.windows = segment.windows(query.text, words, costs, codec.budget(query.labels))
+        prompts = [codec.encode(query.labels, [word.text for word in window.words]) for window in job.windows]
+        job.missing = len(prompts)
+        if not prompts:
+            self._finished.put(job)
+            return
+        job.decoded = [self._batcher.submit(prompt, priority) for prompt in prompts]
+        for future in job.decoded:
+            future.add_done_callback(lambda _: self._window_done(job))
+
+    def _window_done(self, job: _Job) -> None:
+        with self._lock:
+            job.missing -= 1
+            if job.missing:
+                return
+        self._finished.put(job)
+
+    def _finish_jobs(self) -> None:
+        while (job := self._finished.get()) is not None:
+            jobs = [job]
+            while not self._finished.empty() and (more := self._finished.get()) is not None:
+                jobs.append(more)
+            self._finish(jobs)
+
+    def _finish(self, jobs: Sequence[_Job]) -> None:
+        predictions: dict[str, TextPrediction] = {}
+        for job in jobs:
+            try:
+                predictions[job.key] = _stitch(job)
+            except BaseException as error:  # thread boundary: a decoding error, or cancelled at shutdown
+                job.answer.set_exception(error)
+        self._cache.put_many(predictions)
+        with self._lock:
+            for job in jobs:
+                del self._in_flight[job.key]
+        for job in jobs:
+            if job.key in predictions:
+                job.answer.set_result(predictions[job.key])
+
+
+def _stitch(job: _Job) -> TextPrediction:
+    tagged = [
+        TaggedWord(window.words[index], decoded.tags[index], decoded.probabilities[index])
+        for window, decoded in zip(job.windows, (future.result() for future in job.decoded), strict=True)
+        for index in range(window.keep_from - window.first_word, window.keep_to - window.first_word)
+    ]
+    confidence = segment.confidence([word.probability for word in tagged])
+    return TextPrediction(tuple(segment.stitch(tagged)), confidence, len(tagged))
