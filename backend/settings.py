@@ -1,0 +1,146 @@
+"""The only reader of the environment. Every field is a setting: its variable, its flag, its explanation."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backend.errors import InvalidSettings
+
+
+class Settings(BaseSettings):
+    """Read from the environment; `with_flags` puts command-line flags over it."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    host: str = Field("0.0.0.0", alias="HOST", description="address to listen on")
+    port: int = Field(9090, alias="PORT", ge=1, le=65535, description="port to listen on")
+    model_dir: Path = Field(
+        Path("data"),
+        alias="MODEL_DIR",
+        description="folder of everything that must outlive a restart: the embedded store, trained versions",
+    )
+    model: str = Field(
+        "gner-mini",
+        alias="GNER_MODEL",
+        min_length=1,
+        description="checkpoint: gner-mini (bundled), a folder, or a hub id such as dyyyyyyyy/GNER-T5-base",
+    )
+    device: str = Field("auto", alias="GNER_DEVICE", description="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", alias="GNER_DTYPE", description="numbers the model computes in: auto is bfloat16 on a GPU, else float32"
+    )
+    decoding: Literal["exact", "sequential"] = Field(
+        "exact",
+        alias="GNER_DECODING",
+        description="exact (draft and verify: fast) or sequential (step by step: the reference); both give the same labels",
+    )
+    batch_tokens: int = Field(
+        0,
+        alias="GNER_BATCH_TOKENS",
+        ge=0,
+        description="tokens per batch, source and target, padding included; 0: by device",
+    )
+    draft_window: int = Field(
+        0, alias="GNER_DRAFT_WINDOW", ge=0, description="tokens that one decoder pass verifies per text; 0: by device"
+    )
+    redis_url: str = Field(
+        "",
+        alias="REDIS_URL",
+        description="Redis or Valkey to use, e.g. redis://localhost:6379/0; empty: an embedded Valkey under MODEL_DIR",
+    )
+    cache: Literal["on", "off"] = Field("on", alias="GNER_CACHE", description="keep predictions in Redis: on or off")
+    cache_entries: int = Field(
+        200_000, alias="GNER_CACHE_ENTRIES", ge=1, description="predictions kept at most; the oldest make room"
+    )
+    cache_days: float = Field(30, alias="GNER_CACHE_DAYS", gt=0, description="days a prediction is kept at most")
+    predict_deadline_s: float = Field(
+        90,
+        alias="GNER_PREDICT_DEADLINE_S",
+        gt=0,
+        description="seconds after which /predict answers with what is done (Label Studio waits 100)",
+    )
+    threads: int = Field(32, alias="GNER_THREADS", ge=2, description="requests served at the same time")
+    label_studio_url: str = Field(
+        "", alias="LABEL_STUDIO_URL", description="where Label Studio is, for what needs its API"
+    )
+    label_studio_api_key: str = Field(
+        "", alias="LABEL_STUDIO_API_KEY", repr=False, description="an access token of Label Studio, legacy or personal"
+    )
+    basic_auth_user: str = Field(
+        "", alias="BASIC_AUTH_USER", description="user that callers must give; empty: no check"
+    )
+    basic_auth_pass: str = Field("", alias="BASIC_AUTH_PASS", repr=False, description="password that callers must give")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", alias="LOG_LEVEL", description="least level of what is logged"
+    )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @property
+    def auth(self) -> tuple[str, str] | None:
+        """User and password that callers must give."""
+        return (self.basic_auth_user, self.basic_auth_pass) if self.basic_auth_user else None
+
+    @property
+    def store_dir(self) -> Path:
+        """Files of the embedded store."""
+        return self.model_dir.resolve() / "store"
+
+    def environment(self) -> dict[str, str]:
+        """Variables from which another process reads these same settings."""
+        return {_alias(name): str(getattr(self, name)) for name in type(self).model_fields}
+
+
+def variable(name: str) -> str:
+    """A field's environment variable."""
+    return _alias(name)
+
+
+def flag(name: str) -> str:
+    """A field's command-line flag."""
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+def _alias(name: str) -> str:
+    alias = Settings.model_fields[name].alias
+    assert alias is not None
+    return alias
+
+
+def read(**flags: Any) -> Settings:
+    """The environment with flags put over it. Raises InvalidSettings naming each wrong one and its value."""
+    given = {_alias(name): value for name, value in flags.items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise InvalidSettings("; ".join(_sentence(problem) for problem in error.errors())) from None
+    if bool(settings.basic_auth_user) != bool(settings.basic_auth_pass):
+        raise InvalidSettings("BASIC_AUTH_USER and BASIC_AUTH_PASS must be given together")
+    return settings
+
+
+def _sentence(problem: Any) -> str:
+    name = str(problem["loc"][0])
+    field = next((n for n in Settings.model_fields if name in (n, _alias(n))), name)
+    value = "" if field.endswith(("pass", "key")) else f"={problem['input']!r}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{_alias(field)}{value} ({flag(field)}): {message[0].lower()}{message[1:]}"

@@ -1,0 +1,62 @@
+"""The web process: gunicorn with one worker, whose threads share one model."""
+
+import logging
+import os
+import signal
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from backend.app import Services, build, create_app
+from backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn, configured from our settings instead of a file or its own flags."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._services: Services | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        options: dict[str, Any] = {
+            "bind": f"{self._settings.host}:{self._settings.port}",
+            "workers": 1,  # one owner of the model
+            "worker_class": "gthread",
+            "threads": self._settings.threads,
+            "timeout": 300,  # of a silent worker, not of a request
+            "graceful_timeout": 10,
+            "loglevel": "warning",
+            "proc_name": "gner-backend",
+            "worker_exit": lambda server, worker: self._stop(),
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """Called in the worker, after the fork."""
+        self._services = build(self._settings, on_failure=_end_arbiter)
+        self._services.start()
+        return create_app(self._services)
+
+    def _stop(self) -> None:
+        if self._services is not None:
+            self._services.stop()
+
+
+def _end_arbiter(error: BaseException) -> None:
+    """A backend without a model is of no use: end, so that whoever started us sees it."""
+    log.error("stopping, for there is no model: %s", error)
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal says stop."""
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    _Web(settings).run()
