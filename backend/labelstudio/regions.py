@@ -279,8 +279,8 @@ def _lookup(data: Mapping[str, Any], path: str) -> Any:
     for key in re.findall(r"[^.\[\]]+", path):
         if isinstance(value, Mapping):
             value = value.get(key)
-        elif isinstance(value, list) and key.isascii() and key.isdigit() and int(key) < len(value):
-            value = value[int(key)]
+        elif isinstance(value, list) and (index := _integer(key)) is not None and index < len(value):
+            value = value[index]
         else:
             return None
     return value

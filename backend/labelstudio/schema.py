@@ -135,7 +135,7 @@ def parse(label_config: str) -> LabelSchema:
         if control_type is None:
             unusable.append(f"<{tag.tag} name={tag.name!r}>, which labels no spans of text")
             continue
-        for object_name in (name.strip() for name in tag.to_name or ()):
+        for object_name in tag.to_name or ():  # not stripped: Label Studio refuses "a, b" too
             if object_name not in objects:
                 raise InvalidLabelConfig(
                     f"toName {object_name!r} of <{tag.tag} name={tag.name!r}> names no object that has a value; "
