@@ -8,10 +8,13 @@ from flask import Flask
 
 from backend import store
 from backend.engine import checkpoint as checkpoints
-from backend.engine.checkpoint import Checkpoint
+from backend.engine.checkpoint import Checkpoint, LoadedModel
 from backend.engine.codec import Codec
 from backend.engine.decode import Decoder, ExactDecoder
+from backend.engine.drafter import Drafter
+from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
+from backend.errors import InvalidSettings
 from backend.labelstudio.routes import create_routes
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, BatchLimits
@@ -21,11 +24,19 @@ from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# What suits a device: the exact decoder's window, and a batch. A CPU's time grows with every token, a GPU's with
-# every pass.
+
+@dataclass(frozen=True, slots=True)
+class _Suited:
+    """What suits a device: a CPU's time grows with every token, a GPU's with every pass. See docs/benchmarks.md."""
+
+    window_tokens: int
+    sure: float
+    batch: BatchLimits
+
+
 _BY_DEVICE = {
-    "cpu": (64, BatchLimits(tokens=6_000, rows=32)),
-    "cuda": (1_024, BatchLimits(tokens=100_000, rows=256)),
+    "cpu": _Suited(window_tokens=64, sure=0.6, batch=BatchLimits(tokens=6_000, rows=32)),
+    "cuda": _Suited(window_tokens=1_024, sure=0.0, batch=BatchLimits(tokens=100_000, rows=256)),
 }
 _SECONDS_PER_DAY = 86_400
 
@@ -67,17 +78,12 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     """
     checkpoint = checkpoints.resolve(settings.model)
     device = checkpoints.pick_device(settings.device)
-    window_tokens, limits = _BY_DEVICE[device.type]
-    window_tokens = settings.draft_window or window_tokens
-    limits = BatchLimits(settings.batch_tokens or limits.tokens, limits.rows)
+    suited = _BY_DEVICE[device.type]
+    limits = BatchLimits(settings.batch_tokens or suited.batch.tokens, suited.batch.rows)
 
     def load_engine() -> Engine:
         loaded = checkpoints.load(checkpoint, device, checkpoints.pick_dtype(settings.dtype, device))
-        decoder: Decoder = (
-            ExactDecoder(loaded.family, window_tokens)
-            if settings.decoding == "exact"
-            else SequentialDecoder(loaded.family)
-        )
+        decoder = _decoder(loaded, settings, suited)
         decoder.decode([loaded.codec.encode(("person",), ["warm", "up"])])
         log.info("%s is ready on %s in %s", checkpoint.version, device, loaded.dtype)
         return Engine(loaded.codec, decoder)
@@ -92,6 +98,31 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     batcher = Batcher(load_engine, limits, metrics, on_failure)
     predictor = Predictor(batcher, cache, metrics, version=checkpoint.version, decoding=settings.decoding)
     return Services(settings, checkpoint, str(device), metrics, cache, batcher, predictor)
+
+
+def _decoder(loaded: LoadedModel, settings: Settings, suited: _Suited) -> Decoder:
+    if settings.decoding == "exact":
+        window_tokens = settings.draft_window or suited.window_tokens
+        return ExactDecoder(loaded.family, window_tokens, _drafter(loaded, settings.draft_model), sure=suited.sure)
+    if settings.decoding == "sequential":
+        return SequentialDecoder(loaded.family)
+    return GenerateDecoder(
+        loaded.family.model,
+        loaded.codec.tokenizer,
+        num_beams=settings.beams,
+        max_new_tokens=loaded.codec.limits.target_tokens,
+    )
+
+
+def _drafter(loaded: LoadedModel, draft_model: str) -> Drafter | None:
+    """Who guesses for a checkpoint without a draft head of its own."""
+    if loaded.checkpoint.draft_head is not None or draft_model == "off":
+        return None
+    small = checkpoints.resolve(draft_model)
+    if small.draft_head is None:
+        raise InvalidSettings(f"GNER_DRAFT_MODEL={draft_model!r} has no draft head; use gner-mini, or off")
+    drafting = checkpoints.load(small, loaded.device, loaded.dtype)
+    return Drafter(drafting.family, drafting.codec)
 
 
 def create_app(services: Services) -> Flask:

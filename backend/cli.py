@@ -40,7 +40,68 @@ def _parser() -> argparse.ArgumentParser:
     web = commands.add_parser("web", help="the web process alone, over a store that runs (serve starts it)")
     _add_settings(web)
     web.set_defaults(run=_web)
+    _add_train_base(
+        commands.add_parser("train-base", help="train the bundled checkpoint from corpora, or go on with it")
+    )
+    _add_evaluate(
+        commands.add_parser("evaluate", help="measure span F1 of a checkpoint, or of the paper's predictions")
+    )
+    _add_benchmark(commands.add_parser("benchmark", help="time every way of decoding on the same sentences"))
     return parser
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="corpora, a folder each")
+    parser.add_argument("--corpus", default="crossner-ai", metavar="NAME", help="the one whose test split is decoded")
+    parser.add_argument(
+        "--models",
+        default="gner-mini,t5-base",
+        help="checkpoints, or t5-base, t5-large, llama-7b: those shapes with random weights, whose free positions are "
+        "overruled by the corpus's labels at equal cost",
+    )
+    parser.add_argument("--batch", default="1,16", help="batch sizes, with commas")
+    parser.add_argument("--sentences", type=int, default=32, help="sentences decoded in each way")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--window", type=int, default=64, help="tokens that one pass of the exact decoder verifies")
+    parser.add_argument("--sure", type=float, default=0.6, help="a draft of less probability ends the window")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="writes FILE.json and FILE.svg")
+    parser.set_defaults(run=_benchmark)
+
+
+def _add_train_base(parser: argparse.ArgumentParser) -> None:
+    parser.description = "A run that was stopped goes on where it stood: give the same --out and --recipe."
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="the corpora, a folder each, in CoNLL form"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where checkpoint, log and state go")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="default: the bundled checkpoint's recipe.json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument("--stop-after-s", type=float, metavar="SECONDS", help="stop, to be resumed, after so much time")
+    parser.set_defaults(run=_train_base)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="corpora to tag and score, a folder each, in CoNLL form"
+    )
+    what.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="score a prediction file of the GNER paper, in the paper's way"
+    )
+    parser.add_argument("--checkpoint", default="gner-mini", help="name, folder or hub id; default gner-mini")
+    parser.add_argument("--corpus", action="append", metavar="NAME", help="only this one of --data (may be repeated)")
+    parser.add_argument("--split", default="test", help="train, dev or test; default test")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N sentences of each file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--save-scores", action="store_true", help="write the F1 into the checkpoint's gner.json")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="with --predictions: compare words as this tokenizer (folder or hub id) spells them, as the paper does",
+    )
+    parser.set_defaults(run=_evaluate)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +170,57 @@ def _banner(settings: Settings, name: str, version: str, scores: dict[str, float
     )
     end = "  Ctrl-C stops it; --help lists all settings."
     return "\n".join(["", "GNER backend for Label Studio", *lines, *note, end, ""])
+
+
+def _train_base(options: argparse.Namespace) -> int:
+    from backend.engine.checkpoint import BUNDLED, DEFAULT_MODEL
+    from backend.learning import pretrain
+    from backend.learning.recipe import read_recipe
+
+    recipe = read_recipe(options.recipe or BUNDLED / DEFAULT_MODEL / "recipe.json")
+    pretrain.train(recipe, options.data, options.out, device=options.device, stop_after_s=options.stop_after_s)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from backend.learning import evaluation
+
+    if options.predictions is not None:
+        print(evaluation.evaluate_predictions(options.predictions, options.tokenizer))
+        return 0
+    evaluation.evaluate_checkpoint(
+        options.checkpoint,
+        options.data,
+        only=options.corpus,
+        split=options.split,
+        limit=options.limit,
+        device=options.device,
+        dtype=options.dtype,
+        save_scores=options.save_scores,
+    )
+    return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from backend.learning import speed
+
+    try:
+        batch_sizes = [int(size) for size in options.batch.split(",")]
+    except ValueError:
+        raise InvalidSettings(f"--batch {options.batch!r}: expected numbers with commas between") from None
+    speed.benchmark(
+        data=options.data,
+        corpus=options.corpus,
+        models=[model.strip() for model in options.models.split(",")],
+        batch_sizes=batch_sizes,
+        sentences=options.sentences,
+        device=options.device,
+        dtype=options.dtype,
+        window=options.window,
+        sure=options.sure,
+        out=options.out,
+    )
+    return 0
 
 
 @contextmanager

@@ -31,11 +31,13 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", alias="GNER_DTYPE", description="numbers the model computes in: auto is bfloat16 on a GPU, else float32"
     )
-    decoding: Literal["exact", "sequential"] = Field(
+    decoding: Literal["exact", "sequential", "generate"] = Field(
         "exact",
         alias="GNER_DECODING",
-        description="exact (draft and verify: fast) or sequential (step by step: the reference); both give the same labels",
+        description="exact (draft and verify: fast), sequential (step by step: the reference, same labels) or generate "
+        "(free-running, structured afterwards: the paper's way)",
     )
+    beams: int = Field(1, alias="GNER_BEAMS", ge=1, le=64, description="beams of decoding=generate")
     batch_tokens: int = Field(
         0,
         alias="GNER_BATCH_TOKENS",
@@ -44,6 +46,12 @@ class Settings(BaseSettings):
     )
     draft_window: int = Field(
         0, alias="GNER_DRAFT_WINDOW", ge=0, description="tokens that one decoder pass verifies per text; 0: by device"
+    )
+    draft_model: str = Field(
+        "gner-mini",
+        alias="GNER_DRAFT_MODEL",
+        min_length=1,
+        description="checkpoint whose draft head guesses for one that has none, with decoding=exact: gner-mini or off",
     )
     redis_url: str = Field(
         "",

@@ -34,7 +34,7 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "graceful_timeout": 10,
             "loglevel": "warning",
             "proc_name": "gner-backend",
-            "worker_exit": lambda server, worker: self._stop(),
+            "worker_exit": lambda _server, _worker: self._stop(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)

@@ -6,13 +6,17 @@ before any model is loaded; `load` makes the model.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from httpx2 import HTTPError  # what huggingface_hub lets through
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from backend.engine.codec import Codec, Limits
@@ -30,6 +34,8 @@ _PREDICTION_CODE = "1"
 _PUBLISHED_LIMITS = Limits(source_tokens=640, target_tokens=640)
 _WEIGHTS = ("*.safetensors", "*.bin")
 _OTHER_FILES = ("*.json", "*.model", "*.txt")
+# Without any of these transformers makes a tokenizer of its own that knows no words.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 # Files up to this size enter the digest whole, larger ones with their size, beginning and end.
 _WHOLE_DIGEST_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
@@ -79,16 +85,21 @@ def resolve(model: str) -> Checkpoint:
     own = _read_json(path / "gner.json") if (path / "gner.json").is_file() else {}
     if not _weight_files(path):
         raise CheckpointError(f"checkpoint {model!r}: {path} holds no weights (*.safetensors or *.bin)")
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(f"checkpoint {model!r}: {path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)})")
     kind = _kind(model, path)
     wrapper = CAUSAL_WRAPPER if kind == "causal" else "{instruction}"
     return Checkpoint(
         name=own.get("name") or model.rstrip("/").rsplit("/", 1)[-1],
         path=path,
         kind=kind,
-        prompt_format=PromptFormat(own.get("template", PUBLISHED_TEMPLATE), own.get("wrapper", wrapper)),
+        prompt_format=PromptFormat(
+            _text(own, "template", PUBLISHED_TEMPLATE, ("{labels}", "{sentence}")),
+            _text(own, "wrapper", wrapper, ("{instruction}",)),
+        ),
         limits=_limits(own, config),
         digest=_digest(path),
-        draft_head=path / own["draft_head"] if "draft_head" in own else None,
+        draft_head=_draft_head(own, path),
         scores=own.get("scores", {}),
     )
 
@@ -119,14 +130,36 @@ def _kind(model: str, path: Path) -> Kind:
 
 def _limits(own: dict[str, Any], config: dict[str, Any]) -> Limits:
     limits = Limits(
-        own.get("max_source_tokens", _PUBLISHED_LIMITS.source_tokens),
-        own.get("max_target_tokens", _PUBLISHED_LIMITS.target_tokens),
+        _length(own, "max_source_tokens", _PUBLISHED_LIMITS.source_tokens),
+        _length(own, "max_target_tokens", _PUBLISHED_LIMITS.target_tokens),
     )
     positions = [config.get(part, {}).get("max_position_embeddings") for part in ("encoder", "decoder")]
     return Limits(
         min(limits.source_tokens, positions[0] or limits.source_tokens),
         min(limits.target_tokens, positions[1] or limits.target_tokens),
     )
+
+
+def _text(own: dict[str, Any], key: str, default: str, fields: Sequence[str]) -> str:
+    value = own.get(key, default)
+    if not isinstance(value, str) or any(value.count(name) != 1 for name in fields):
+        raise CheckpointError(f"gner.json: {key} is {value!r}; expected a text that holds {' and '.join(fields)} once")
+    return value
+
+
+def _length(own: dict[str, Any], key: str, default: int) -> int:
+    value = own.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"gner.json: {key} is {value!r}; expected a number of tokens")
+    return value
+
+
+def _draft_head(own: dict[str, Any], path: Path) -> Path | None:
+    if "draft_head" not in own:
+        return None
+    if not isinstance(own["draft_head"], str) or not (path / own["draft_head"]).is_file():
+        raise CheckpointError(f"gner.json: draft_head is {own['draft_head']!r}; there is no such file in {path}")
+    return path / own["draft_head"]
 
 
 def _digest(path: Path) -> str:
@@ -157,7 +190,7 @@ def _download(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=[weights, *_OTHER_FILES]))
     except HFValidationError as error:
         raise CheckpointError(f"checkpoint {model!r} is no valid hub id: {error}") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         return _downloaded_before(model, error)
 
 
@@ -180,6 +213,8 @@ def pick_device(setting: str) -> torch.device:
         device = torch.device(setting)
     except RuntimeError:
         raise InvalidSettings(f"GNER_DEVICE={setting!r} is no device: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidSettings(f"GNER_DEVICE={setting!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidSettings(f"GNER_DEVICE={setting!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
@@ -200,9 +235,15 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Lo
     auto_class = AutoModelForSeq2SeqLM if checkpoint.kind == "seq2seq" else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
-        model: Any = auto_class.from_pretrained(
-            checkpoint.path, dtype=dtype, trust_remote_code=False, weights_only=True, attn_implementation="sdpa"
+        loaded: Any = auto_class.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            trust_remote_code=False,
+            weights_only=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
+        model, report = loaded
         model = model.to(device).eval()
     except torch.cuda.OutOfMemoryError as error:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
@@ -210,10 +251,16 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Lo
             f"checkpoint {checkpoint.name!r} does not fit on {device}: {free_bytes / 2**30:.1f} of "
             f"{total_bytes / 2**30:.1f} GiB are free; use a smaller checkpoint or another device"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r} in {checkpoint.path} cannot be loaded: {error}"
         ) from error
+    if report["missing_keys"] or report["mismatched_keys"]:  # transformers has filled them with random numbers
+        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} in {checkpoint.path} lacks {len(missing)} of the model's weights: "
+            f"{', '.join(missing[:3])} ..."
+        )
     codec = Codec(
         tokenizer,
         checkpoint.prompt_format,

@@ -74,9 +74,9 @@ class Codec:
 
         `locates_words`: prompts get their `places`, for a checkpoint that has a draft head.
         """
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._format = prompt_format
-        self._limits = limits
+        self.limits = limits
         self._source_ends_with_eos = source_ends_with_eos
         self._locates_words = locates_words
         self._anchor_ids = self._raw_ids(_ANCHOR)
@@ -94,10 +94,10 @@ class Codec:
         """
         grammar = self.grammar(labels)
         source_ids, offsets = self._source(labels, words)
-        if len(source_ids) > self._limits.source_tokens:
+        if len(source_ids) > self.limits.source_tokens:
             raise PromptTooLong(
                 f"a prompt of {len(source_ids)} tokens ({len(words)} words, {len(labels)} labels) exceeds the "
-                f"checkpoint's {self._limits.source_tokens}"
+                f"checkpoint's {self.limits.source_tokens}"
             )
         return EncodedPrompt(
             labels,
@@ -116,19 +116,19 @@ class Codec:
     def _budget(self, labels: tuple[str, ...]) -> Budget:
         """What a label set leaves for words. The start and end tokens are counted as taken."""
         taken = len(self._source(labels, ())[0])
-        return Budget(max(0, self._limits.source_tokens - taken), self._limits.target_tokens - 2)
+        return Budget(max(0, self.limits.source_tokens - taken), self.limits.target_tokens - 2)
 
     def _source(self, labels: tuple[str, ...], words: Sequence[str]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """The prompt's token ids, and where they stand in its text (empty unless words are located)."""
         text = self._format.render([_encodable(label) for label in labels], [_encodable(word) for word in words])
-        encoding = self._tokenizer(text, truncation=False, return_offsets_mapping=self._locates_words)
+        encoding = self.tokenizer(text, truncation=False, return_offsets_mapping=self._locates_words)
         ids: list[int] = encoding["input_ids"]
-        if not self._source_ends_with_eos and ids[-1] == self._tokenizer.eos_token_id:
+        if not self._source_ends_with_eos and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
         return tuple(ids), encoding.get("offset_mapping", [])
 
     def _count_word_tokens(self, word: str) -> int:
-        return len(self._ids_after_anchor(word))
+        return len(self._ids_after_anchor(_encodable(word)))
 
     def _grammar(self, labels: tuple[str, ...]) -> Grammar:
         return Grammar(labels, [self._tag_path(tag) for tag in tag_names(labels)])
@@ -148,7 +148,8 @@ class Codec:
         """
         grammar = self.grammar(labels)
         forced: tuple[int, ...] | None = None
-        for tag, path in zip(grammar.tags[:2], grammar.paths, strict=False):
+        # after the bracket a tag goes on with O, B or I: one of each shows every merge with the bracket
+        for tag, path in zip(grammar.tags[:3], grammar.paths, strict=False):
             ids = self._ids_after_anchor(f"{_encodable(word)}({_encodable(tag)})")
             head = ids[: len(ids) - len(path)]
             if ids[len(head) :] != path or (forced is not None and forced != head):
@@ -170,7 +171,7 @@ class Codec:
         return self._raw_ids(text)
 
     def _raw_ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _encodable(text: str) -> str:

@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
+from backend.engine.drafter import Draft, Drafter, drafts_of
 from backend.engine.family import Family
 from backend.engine.memory import Memory
 from backend.ner.grammar import Decision, Grammar
-
-# Rows that are done leave the batch when they are this part of it: leaving costs a copy of what stays.
-_LEAVE_FRACTION = 0.25
 
 
 @dataclass(slots=True)
@@ -51,7 +49,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Check:
+class Check:
     """A decision that a pass can verify: `fed_index` is the fed token whose hidden state predicts it."""
 
     fed_index: int
@@ -64,12 +62,13 @@ class _Row:
     """One prompt on its way to its answer.
 
     `tags` are drafts; a word's first `settled[word]` decisions are final. `label_tags` are, per word, the B- tag to
-    guess where all that is known is that a label begins.
+    guess where all that is known is that a label begins; `unsure` marks the words whose draft is likely wrong.
     """
 
     prompt: EncodedPrompt
     tags: list[int]
     label_tags: list[int]
+    unsure: list[bool]
     settled: list[int]
     probabilities: list[float]  # per word, the product over its settled decisions
     word: int = 0  # where the next feed begins: word `word`, of which `cached_of_word` tokens are in the memory
@@ -80,12 +79,13 @@ class _Row:
     def of(cls, prompt: EncodedPrompt) -> "_Row":
         num_words = len(prompt.words)
         draft = list(prompt.draft) if prompt.draft is not None else [0] * num_words
-        return cls(prompt, draft, [1] * num_words, [0] * num_words, [1.0] * num_words)
+        return cls(prompt, draft, [1] * num_words, [False] * num_words, [0] * num_words, [1.0] * num_words)
 
     @property
     def done(self) -> bool:
         last = len(self.tags) - 1
-        return last < 0 or self.settled[last] == len(self.decisions(last))
+        # a draft that is not legal (any more) has not been looked at, and has no decisions to count
+        return last < 0 or (self._is_legal(last) and self.settled[last] == len(self.decisions(last)))
 
     @property
     def answer_tokens(self) -> int:
@@ -104,10 +104,10 @@ class _Row:
         code = self.prompt.codes[word]
         return len(code.forced) + len(code.grammar.paths[self.tags[word]])
 
-    def feed(self, start_token: int, width: int) -> tuple[list[int], list[_Check]]:
+    def feed(self, start_token: int, width: int) -> tuple[list[int], list[Check]]:
         """The next tokens of the drafted answer, at most `width`, and the decisions that they verify."""
         tokens = [] if self.started else [start_token]
-        checks: list[_Check] = []
+        checks: list[Check] = []
         if self.done:
             return [], []
         for word in range(self.word, len(self.tags)):
@@ -115,11 +115,15 @@ class _Row:
             code = self.prompt.codes[word]
             skip = self.cached_of_word if word == self.word else 0
             path_index = len(tokens) - skip + len(code.forced)
-            checks += [
-                _Check(path_index + decision.offset - 1, word, decision)
+            checks_of_word = [
+                Check(path_index + decision.offset - 1, word, decision)
                 for decision in self.decisions(word)[self.settled[word] :]
             ]
+            checks += checks_of_word
             tokens += (code.forced + code.grammar.paths[self.tags[word]])[skip:]
+            if self.unsure[word] and not self.settled[word]:
+                # its decision is verified at the last fed token, and nothing is run behind a draft that is likely wrong
+                width = min(width, checks_of_word[0].fed_index + 1)
             if len(tokens) > width:  # not at equality: the last fed token may predict the next word's first decision
                 break
         else:
@@ -128,10 +132,13 @@ class _Row:
 
     def _legalise(self, word: int) -> None:
         """An I- that may not stand here becomes B-: a draft may be wrong, but must be legal."""
-        if not self.allowed(word) >> self.tags[word] & 1:
+        if not self._is_legal(word):
             self.tags[word] -= 1
 
-    def apply(self, num_fed: int, checks: Sequence[_Check], verdicts: "_Verdicts") -> int:
+    def _is_legal(self, word: int) -> bool:
+        return bool(self.allowed(word) >> self.tags[word] & 1)
+
+    def apply(self, num_fed: int, checks: Sequence[Check], verdicts: "_Verdicts") -> int:
         """Settle what the pass verified, correct the first difference, and say how many fed tokens stay."""
         for index, check in enumerate(checks):
             choice = verdicts.choices[index]
@@ -143,7 +150,7 @@ class _Row:
                 return self._advance(check.fed_index + 1)
         return self._advance(num_fed)
 
-    def _correct(self, check: _Check, token: int) -> None:
+    def _correct(self, check: Check, token: int) -> None:
         node = self.grammar(check.word).root
         path = self.grammar(check.word).paths[self.tags[check.word]]
         for passed in path[: check.decision.offset]:
@@ -156,7 +163,7 @@ class _Row:
             return self.label_tags[word]
         return (candidates & -candidates).bit_length() - 1
 
-    def _redraft(self, checks: Sequence[_Check], logits: NDArray[np.float32], legal: "_LegalTokens") -> None:
+    def _redraft(self, checks: Sequence[Check], logits: NDArray[np.float32], legal: "_LegalTokens") -> None:
         """New drafts for the words behind a correction, from what the pass said of them (on a wrong prefix)."""
         for word, of_word in groupby(enumerate(checks), key=lambda pair: pair[1].word):
             if word < len(self.tags) and self.settled[word]:
@@ -215,12 +222,20 @@ class _Verdicts:
 class ExactDecoder:
     """Draft, verify, correct. One instance per loaded model; not thread-safe, as the model is not."""
 
-    def __init__(self, family: Family, window_tokens: int) -> None:
-        """`window_tokens` bounds what one pass runs per row: short keeps a wrong draft cheap, long saves passes."""
+    def __init__(
+        self, family: Family, window_tokens: int, drafter: Drafter | None = None, *, sure: float = 0.0
+    ) -> None:
+        """`window_tokens` bounds what one pass runs per row: short keeps a wrong draft cheap, long saves passes.
+
+        `drafter` guesses for a model that has no draft head. A guess of less probability than `sure` ends the
+        window: fewer tokens are run in vain, in more passes.
+        """
         self.work = Work()
         self._family = family
         self._device: torch.device = family.model.device
         self._window_tokens = window_tokens
+        self._drafter = drafter
+        self._sure = sure
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
@@ -249,30 +264,35 @@ class ExactDecoder:
             hidden = self._family.forward(memory, memory.feed(fed, self._device))
             self.work.passes += 1
             self.work.decoder_tokens += hidden.shape[0] * hidden.shape[1]
-            verdicts = self._verdicts(hidden, [checks for _, checks in feeds], legal)
+            verdicts = self._verdicts(hidden, rows, [checks for _, checks in feeds], legal)
             accepted = [
                 row.apply(len(tokens), checks, verdict) if tokens else 0
                 for row, (tokens, checks), verdict in zip(rows, feeds, verdicts, strict=True)
             ]
-            staying = _staying(rows)
+            staying = [index for index, row in enumerate(rows) if not row.done]
             if staying:
                 memory.keep(accepted, staying)
             rows = [rows[index] for index in staying]
 
     def _draft(self, rows: Sequence[_Row], memory: Memory) -> None:
-        """Let the checkpoint's own draft head, if it has one, guess; a prompt's own draft of tags goes before."""
-        logits = self._family.draft([row.prompt for row in rows], memory)
-        if logits is None:
-            return
-        tags = logits.argmax(-1).tolist()
-        labels = logits[..., 1::2].argmax(-1).tolist()
-        for row, tags_of_row, labels_of_row in zip(rows, tags, labels, strict=True):
-            num_words = len(row.tags)
-            row.label_tags = [1 + 2 * label for label in labels_of_row[:num_words]]
-            if row.prompt.draft is None:
-                row.tags = tags_of_row[:num_words]
+        """Better drafts than O throughout: a prompt's own, else the model's draft head's, else the drafter's."""
+        prompts = [row.prompt for row in rows]
+        logits = self._family.draft(prompts, memory)
+        drafts: Sequence[Draft | None] = []
+        if logits is not None:
+            drafts = drafts_of(logits, prompts)
+        elif self._drafter is not None:
+            drafts = self._drafter.draft(prompts)
+        for row, draft in zip(rows, drafts, strict=False):
+            if draft is not None:
+                row.label_tags = draft.label_tags
+                if row.prompt.draft is None:
+                    row.tags = draft.tags
+                    row.unsure = [probability < self._sure for probability in draft.probabilities]
 
-    def _verdicts(self, hidden: Tensor, checks: Sequence[Sequence[_Check]], legal: _LegalTokens) -> list[_Verdicts]:
+    def _verdicts(
+        self, hidden: Tensor, rows: Sequence[_Row], checks: Sequence[Sequence[Check]], legal: _LegalTokens
+    ) -> list[_Verdicts]:
         """One per row, from the head's logits at the positions to be checked."""
         flat = [(row, check) for row, of_row in enumerate(checks) for check in of_row]
         if not flat:
@@ -284,18 +304,19 @@ class ExactDecoder:
         for index, (_, check) in enumerate(flat):
             columns = legal.columns_of(check.decision)
             masked[index, : len(columns)] = logits[index, columns]
-        choices = masked.argmax(1)
-        best = masked.max(1)
-        probabilities = 1 / np.exp(masked - best[:, None]).sum(1)
+        choices = self.choose(masked, [(rows[row].prompt, check) for row, check in flat])
+        chosen = np.take_along_axis(masked, choices[:, None], 1)
+        probabilities = 1 / np.exp(masked - chosen).sum(1)
         ends = np.cumsum([0] + [len(of_row) for of_row in checks])
         return [
             _Verdicts(choices[a:b].tolist(), probabilities[a:b].tolist(), logits[a:b], legal) for a, b in pairwise(ends)
         ]
 
-
-def _staying(rows: Sequence[_Row]) -> list[int]:
-    """Rows that go on; those that are done stay along until enough of them are."""
-    going_on = [index for index, row in enumerate(rows) if not row.done]
-    if not going_on or len(going_on) <= (1 - _LEAVE_FRACTION) * len(rows):
-        return going_on
-    return list(range(len(rows)))
+    def choose(
+        self,
+        masked: NDArray[np.float32],
+        asked: Sequence[tuple[EncodedPrompt, Check]],  # noqa: ARG002  # for a benchmark that knows the answers
+    ) -> NDArray[np.intp]:
+        """The best of each decision's tokens: (decisions, tokens) -> (decisions,)."""
+        choices: NDArray[np.intp] = masked.argmax(1)
+        return choices

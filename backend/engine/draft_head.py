@@ -36,9 +36,7 @@ class Places:
     label_spans: tuple[tuple[int, int], ...]
 
 
-def locate(
-    template: str, labels: Sequence[str], words: Sequence[str], offsets: Sequence[tuple[int, int]]
-) -> Places:
+def locate(template: str, labels: Sequence[str], words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> Places:
     """Places of the prompt `PromptFormat(template).render(labels, words)`.
 
     `offsets` are the tokenizer's: per token, the half-open range of the rendered prompt's code points (empty for
@@ -111,7 +109,9 @@ class DraftHead(nn.Module):
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
         """Write the tensors in `dtype`."""
-        save_file({name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in self.state_dict().items()}, path)
+        save_file(
+            {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in self.state_dict().items()}, path
+        )
 
     def forward(self, encoder_hidden: Tensor, word_positions: Tensor, label_spans: Tensor) -> Tensor:
         """Tag logits (batch, words, 1 + 2 * labels), in the order of `prompt.tag_names`: O, B-1, I-1, B-2, I-2 ...

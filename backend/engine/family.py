@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from backend.engine.codec import EncodedPrompt
@@ -94,16 +94,15 @@ class BertToBertFamily:
     """EncoderDecoderModel with a BERT encoder and a BERT decoder: the bundled checkpoint's kind."""
 
     def __init__(self, model: Any, draft_head: DraftHead | None = None) -> None:
-        """A model whose hidden sizes differ cannot have a draft head."""
+        """The draft head reads the encoder's output as it is; the decoder a projection, where their sizes differ."""
         self.model = model
+        self._projection = getattr(model, "enc_to_dec_proj", nn.Identity())
         self._draft_head = draft_head
         self._head = model.decoder.cls.predictions
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
         ids, mask = pad([prompt.source_ids for prompt in prompts], self.model.device)
         hidden = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        if hasattr(self.model, "enc_to_dec_proj"):
-            hidden = self.model.enc_to_dec_proj(hidden)
         target = DynamicCache()
         return Memory(
             cache=EncoderDecoderCache(target, DynamicCache()),
@@ -126,7 +125,7 @@ class BertToBertFamily:
             input_ids=feed.tokens,
             position_ids=feed.positions,
             attention_mask=feed.mask,
-            encoder_hidden_states=memory.source_hidden,
+            encoder_hidden_states=self._projection(memory.source_hidden),
             encoder_attention_mask=memory.source_mask,
             past_key_values=memory.cache,
             use_cache=True,

@@ -6,8 +6,9 @@ One prompt at a time; forced tokens go through the model in one call, then one d
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from backend.engine.codec import Decoded, EncodedPrompt, WordCode
+from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
 from backend.engine.family import Family
 from backend.engine.memory import Memory
@@ -27,43 +28,51 @@ class SequentialDecoder:
 
     def _decode_one(self, prompt: EncodedPrompt) -> Decoded:
         self.work.windows += 1
-        tags: list[str] = []
-        probabilities: list[float] = []
         if not prompt.words:
             return Decoded((), ())
         memory = self._family.begin([prompt])
-        pending = list(memory.start_tokens)  # forced tokens that the model has not seen yet
-        previous = 0
-        for code in prompt.codes:
+        pending = list(memory.start_tokens)  # tokens that the model has not seen yet
+        tags: list[int] = [0]  # before the first word there is no open label
+        probabilities: list[float] = []
+        for word, code in enumerate(prompt.codes):
             pending += code.forced
-            previous, probability, pending = self._choose_tag(memory, code, previous, pending)
-            tags.append(code.grammar.tags[previous])
+            node, allowed, probability = code.grammar.root, code.grammar.allowed(tags[-1]), 1.0
+            offset = 0  # on the tag's path
+            while node.tag is None:
+                options = code.grammar.options(node, allowed)
+                token = options[0]
+                if len(options) > 1:
+                    logits = self._run(memory, pending, options)
+                    chosen = self.choose(logits, prompt, word, offset, options)
+                    probability *= float(logits.softmax(0)[chosen])
+                    token, pending = options[chosen], []
+                pending = [*pending, token]
+                node = node.children[token]
+                offset += 1
+            tags.append(node.tag)
             probabilities.append(probability)
-            self.work.output_tokens += len(code.forced) + len(code.grammar.paths[previous])
-        return Decoded(tuple(tags), tuple(probabilities))
+            self.work.output_tokens += len(code.forced) + len(code.grammar.paths[node.tag])
+        return Decoded(
+            tuple(code.grammar.tags[tag] for code, tag in zip(prompt.codes, tags[1:], strict=True)),
+            tuple(probabilities),
+        )
 
-    def _choose_tag(
-        self, memory: Memory, code: WordCode, previous: int, pending: list[int]
-    ) -> tuple[int, float, list[int]]:
-        """Walk the trie from its root to a leaf. Returns the tag, its probability, and the tokens still to be run."""
-        node, allowed, probability = code.grammar.root, code.grammar.allowed(previous), 1.0
-        while node.tag is None:
-            options = code.grammar.options(node, allowed)
-            token = options[0]
-            if len(options) > 1:
-                token, share = self._choose_token(memory, pending, options)
-                probability *= share
-                pending = []
-            pending = [*pending, token]
-            node = node.children[token]
-        return node.tag, probability, pending
-
-    def _choose_token(self, memory: Memory, pending: list[int], options: tuple[int, ...]) -> tuple[int, float]:
+    def _run(self, memory: Memory, pending: list[int], options: tuple[int, ...]) -> Tensor:
+        """Logits (options,) of what may follow the pending tokens, which become part of the memory."""
         device = self._family.model.device
         hidden = self._family.forward(memory, memory.feed([pending], device))
         memory.keep([len(pending)], [0])
         self.work.passes += 1
         self.work.decoder_tokens += len(pending)
-        logits = self._family.logits(hidden[0, -1:], torch.tensor(options, device=device))[0]
-        best = int(logits.argmax())
-        return options[best], float(logits.softmax(0)[best])
+        return self._family.logits(hidden[0, -1:], torch.tensor(options, device=device))[0]
+
+    def choose(
+        self,
+        logits: Tensor,
+        prompt: EncodedPrompt,  # noqa: ARG002  # for a benchmark that knows the answers
+        word: int,  # noqa: ARG002
+        offset: int,  # noqa: ARG002
+        options: tuple[int, ...],  # noqa: ARG002
+    ) -> int:
+        """Index of the best of the legal tokens, whose logits are given."""
+        return int(logits.argmax())

@@ -126,9 +126,9 @@ def _last_fitting(text_words: Sequence[Word], costs: Sequence[WordCost], budget:
         if source > budget.source_tokens or target > budget.target_tokens:
             if index == begin:
                 raise PromptTooLong(
-                    f"the word {text_words[begin].text!r} takes {source} source and {target} target tokens; beside this "
-                    f"label set only {budget.source_tokens} and {budget.target_tokens} are left: use fewer or shorter "
-                    "labels"
+                    f"the word {text_words[begin].text!r} takes {source} source and {target} target tokens; beside "
+                    f"this label set only {budget.source_tokens} and {budget.target_tokens} are left: use fewer or "
+                    "shorter labels"
                 )
             return index
     return len(costs)

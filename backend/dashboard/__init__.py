@@ -1,1 +1,0 @@
-"""A read-only page over the running backend."""

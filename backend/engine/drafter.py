@@ -1,0 +1,71 @@
+"""A small checkpoint's draft head guesses for a large model.
+
+The published checkpoints have no draft head of their own; the bundled gner-mini's encoder reads the same words and
+labels in a small part of the time of one of their passes. The large model verifies every guess, so labels stay
+exactly its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from backend.engine.codec import Codec, EncodedPrompt
+from backend.engine.draft_head import best_tags
+from backend.engine.family import Family
+from backend.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Guesses for one prompt, as indices of tags, one per word.
+
+    `probabilities` are the head's own, of the guessed tags. `label_tags` are the B- tags to try where a word turns
+    out to begin a label after all.
+    """
+
+    tags: list[int]
+    probabilities: list[float]
+    label_tags: list[int]
+
+
+class Drafter:
+    """Runs in the model's thread, as the model does. `family` must have a draft head."""
+
+    def __init__(self, family: Family, codec: Codec) -> None:
+        self._family = family
+        self._codec = codec
+
+    @torch.inference_mode()
+    def draft(self, prompts: Sequence[EncodedPrompt]) -> list[Draft | None]:
+        """One per prompt, in order; None where the words or labels do not suit the small checkpoint."""
+        encoded = [self._encode(prompt) for prompt in prompts]
+        fitting = [prompt for prompt in encoded if prompt is not None]
+        if not fitting:
+            return [None] * len(prompts)
+        drafts = iter(head_drafts(self._family, fitting))
+        return [None if prompt is None else next(drafts) for prompt in encoded]
+
+    def _encode(self, prompt: EncodedPrompt) -> EncodedPrompt | None:
+        try:
+            return self._codec.encode(prompt.labels, prompt.words) if prompt.words else None
+        except BackendError:  # too long, or labels that its vocabulary cannot tell apart: a draft is not needed
+            return None
+
+
+def head_drafts(family: Family, prompts: Sequence[EncodedPrompt]) -> list[Draft]:
+    """What a family's own draft head guesses for prompts of its own codec."""
+    logits = family.draft(prompts, family.begin(prompts))
+    assert logits is not None, "this family has no draft head"
+    return drafts_of(logits, prompts)
+
+
+def drafts_of(logits: torch.Tensor, prompts: Sequence[EncodedPrompt]) -> list[Draft]:
+    """Tag logits (batch, words, tags) -> guesses."""
+    tags = best_tags(logits, [len(prompt.words) for prompt in prompts])
+    probabilities = logits.softmax(-1).amax(-1).tolist()
+    labels = logits[..., 1::2].argmax(-1).tolist()
+    return [
+        Draft(row, sure[: len(row)], [1 + 2 * label for label in best[: len(row)]])
+        for row, sure, best in zip(tags, probabilities, labels, strict=True)
+    ]

@@ -1,0 +1,84 @@
+"""Free-running generation, structured afterwards: the way of the paper, for parity with its published scores.
+
+Slower than constrained decoding, and able to lose words; see ner/structure.py for how what it writes is aligned.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.engine.codec import Decoded, EncodedPrompt
+from backend.engine.decode import Work
+from backend.engine.family import pad
+from backend.ner.structure import structure
+
+
+class GenerateDecoder:
+    """transformers' `generate` over a model that writes freely. Not thread-safe."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, num_beams: int, max_new_tokens: int) -> None:
+        self.work = Work()
+        self._model = model
+        self._tokenizer = tokenizer
+        self._num_beams = num_beams
+        self._max_new_tokens = max_new_tokens
+
+    @torch.inference_mode()
+    def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
+        """Tag every word of each prompt; output order is input order.
+
+        There are no scores per word here: each gets the answer's, the exponent of its tokens' mean log-probability.
+        """
+        if not prompts:
+            return []
+        is_causal = not self._model.config.is_encoder_decoder
+        ids, mask = pad([prompt.source_ids for prompt in prompts], self._model.device, left=is_causal)
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self._max_new_tokens,
+            max_length=None,  # a checkpoint's own, which transformers would warn of
+            num_beams=self._num_beams,
+            do_sample=False,
+            pad_token_id=self._pad_token_id,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **self.options(prompts),
+        )
+        num_steps = len(output.scores)
+        answers = output.sequences[:, -num_steps:]
+        self.work.passes += num_steps
+        self.work.decoder_tokens += num_steps * len(prompts) * self._num_beams
+        self.work.output_tokens += int((answers != self._pad_token_id).sum())
+        self.work.windows += len(prompts)
+        texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
+        scores = self._scores(output, answers)
+        return [
+            Decoded(structure(text, prompt.words, prompt.labels, self._respell), (score,) * len(prompt.words))
+            for prompt, text, score in zip(prompts, texts, scores, strict=True)
+        ]
+
+    def options(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:  # noqa: ARG002  # for a benchmark
+        """More arguments of `generate`."""
+        return {}
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad_id = self._tokenizer.pad_token_id
+        return int(self._tokenizer.eos_token_id if pad_id is None else pad_id)
+
+    def _respell(self, words: Sequence[str]) -> list[str]:
+        """Words as the model can write them."""
+        return [
+            str(self._tokenizer.decode(self._tokenizer(word, add_special_tokens=False)["input_ids"])) for word in words
+        ]
+
+    def _scores(self, output: Any, answers: Tensor) -> list[float]:
+        beams = output.beam_indices if self._num_beams > 1 else None
+        steps = self._model.compute_transition_scores(output.sequences, output.scores, beams, normalize_logits=True)
+        written = (answers != self._pad_token_id) & torch.isfinite(steps)
+        means = (steps.where(written, 0.0).sum(1) / written.sum(1).clamp(min=1)).tolist()
+        return [math.exp(min(mean, 0.0)) for mean in means]
