@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -17,7 +18,13 @@ from httpx2 import HTTPError  # what huggingface_hub lets through
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from backend.engine.codec import Codec, Limits
 from backend.engine.draft_head import DraftHead
@@ -41,6 +48,7 @@ _WHOLE_DIGEST_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
 
 Kind = Literal["seq2seq", "causal"]
+Quantization = Literal["off", "int8", "int4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +235,20 @@ def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
 
 
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    all_gpus: bool = False,
+    quantization: Quantization = "off",
+) -> LoadedModel:
     """Load tokenizer and model. Never runs code that a checkpoint brings; `.bin` files are read weights-only.
 
+    `all_gpus` lays the layers over all of them, with `device` for the inputs. `quantization` is bitsandbytes'.
     Raises CheckpointError if the files do not make a model, or do not fit into the device's memory.
     """
+    placement = _placement(device, dtype, all_gpus=all_gpus, quantization=quantization)
     auto_class = AutoModelForSeq2SeqLM if checkpoint.kind == "seq2seq" else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
@@ -242,9 +259,10 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Lo
             weights_only=True,
             attn_implementation="sdpa",
             output_loading_info=True,
+            **placement,
         )
         model, report = loaded
-        model = model.to(device).eval()
+        model = (model if placement else model.to(device)).eval()
     except torch.cuda.OutOfMemoryError as error:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         raise CheckpointError(
@@ -269,6 +287,29 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Lo
         locates_words=checkpoint.draft_head is not None,
     )
     return LoadedModel(checkpoint, _family(checkpoint, model), codec, device, dtype)
+
+
+def _placement(
+    device: torch.device, dtype: torch.dtype, *, all_gpus: bool, quantization: Quantization
+) -> dict[str, Any]:
+    """What from_pretrained must know to place weights itself; empty where one device gets them as they are."""
+    if not all_gpus and quantization == "off":
+        return {}
+    if device.type != "cuda":
+        raise InvalidSettings(
+            f"GNER_GPUS=all and GNER_QUANTIZATION={quantization!r} need a GPU; the device is {device}"
+        )
+    placement: dict[str, Any] = {"device_map": "auto" if all_gpus else {"": device}}
+    if quantization != "off":
+        if find_spec("bitsandbytes") is None:
+            raise InvalidSettings(
+                f"GNER_QUANTIZATION={quantization!r} needs the package bitsandbytes: pip install bitsandbytes"
+            )
+        bits = {"load_in_8bit": True} if quantization == "int8" else {"load_in_4bit": True}
+        placement["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            **bits, bnb_4bit_compute_dtype=dtype
+        )
+    return placement
 
 
 def _family(checkpoint: Checkpoint, model: Any) -> Family:

@@ -50,6 +50,15 @@ def pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def _rows_of_head(hidden: Tensor, head: Any, token_ids: Tensor) -> Tensor:
+    """The linear layer `head` at these tokens alone: (positions, tokens) in float32. It may lie on another GPU."""
+    token_ids = token_ids.to(head.weight.device)
+    logits: Tensor = hidden.to(head.weight.device) @ head.weight[token_ids].T
+    if head.bias is not None:
+        logits = logits + head.bias[token_ids]
+    return logits.float()
+
+
 class T5Family:
     """T5 and Flan-T5."""
 
@@ -86,8 +95,7 @@ class T5Family:
         return hidden
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
-        logits: Tensor = (hidden * self._scale) @ self.model.lm_head.weight[token_ids].T
-        return logits.float()
+        return _rows_of_head(hidden * self._scale, self.model.lm_head, token_ids)
 
 
 class BertToBertFamily:
@@ -135,8 +143,7 @@ class BertToBertFamily:
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         transformed = self._head.transform(hidden)
-        logits: Tensor = transformed @ self._head.decoder.weight[token_ids].T + self._head.decoder.bias[token_ids]
-        return logits.float()
+        return _rows_of_head(transformed, self._head.decoder, token_ids)
 
 
 class CausalFamily:
@@ -178,5 +185,4 @@ class CausalFamily:
         return hidden
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
-        logits: Tensor = hidden @ self.model.lm_head.weight[token_ids].T
-        return logits.float()
+        return _rows_of_head(hidden, self.model.lm_head, token_ids)

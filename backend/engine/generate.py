@@ -13,6 +13,7 @@ from torch import Tensor
 from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
 from backend.engine.family import pad
+from backend.ner.prompt import tag_names
 from backend.ner.structure import structure
 
 
@@ -57,7 +58,10 @@ class GenerateDecoder:
         texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
         scores = self._scores(output, answers)
         return [
-            Decoded(structure(text, prompt.words, prompt.labels, self._respell), (score,) * len(prompt.words))
+            Decoded(
+                structure(self._with_tags(text, prompt.labels), prompt.words, prompt.labels, self._respell),
+                (score,) * len(prompt.words),
+            )
             for prompt, text, score in zip(prompts, texts, scores, strict=True)
         ]
 
@@ -70,11 +74,17 @@ class GenerateDecoder:
         pad_id = self._tokenizer.pad_token_id
         return int(self._tokenizer.eos_token_id if pad_id is None else pad_id)
 
+    def _with_tags(self, text: str, labels: Sequence[str]) -> str:
+        """What an uncased tokenizer writes as `( b - person )` is `(B-person)`."""
+        tags = [f"({tag})" for tag in tag_names(labels)]
+        for written, tag in zip(self._respell(tags), tags, strict=True):
+            text = text.replace(written, tag)
+        return text
+
     def _respell(self, words: Sequence[str]) -> list[str]:
         """Words as the model can write them."""
-        return [
-            str(self._tokenizer.decode(self._tokenizer(word, add_special_tokens=False)["input_ids"])) for word in words
-        ]
+        spelt = [self._tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        return [str(self._tokenizer.decode(ids)).strip() for ids in spelt]
 
     def _scores(self, output: Any, answers: Tensor) -> list[float]:
         beams = output.beam_indices if self._num_beams > 1 else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import regex
 
 from backend.errors import PromptTooLong
-from backend.ner.prompt import label_of
+from backend.ner.prompt import OUTSIDE, label_of
 from backend.ner.spans import Span, TaggedWord, Window, Word
 
 # A longer run without a space (base64, a URL) becomes several words, so that one word always fits a window.
@@ -156,6 +156,16 @@ def stitch(tagged_words: Sequence[TaggedWord]) -> list[Span]:
     if open_span is not None:
         spans.append(open_span)
     return spans
+
+
+def tags_of(spans: Sequence[Span], text_words: Sequence[Word]) -> list[str]:
+    """Spans -> a tag per word, the inverse of `stitch`; a word that a span only touches counts as covered."""
+    tags = [OUTSIDE] * len(text_words)
+    for span in spans:
+        covered = [i for i, word in enumerate(text_words) if word.start < span.end and span.start < word.end]
+        for index in covered:
+            tags[index] = f"{'B' if index == covered[0] else 'I'}-{span.label}"
+    return tags
 
 
 def confidence(probabilities: Sequence[float]) -> float:

@@ -1,6 +1,8 @@
-"""Tiny random models of each published class, with real tokenizers trained on a few lines written here."""
+"""Tiny random models of each published class, with real tokenizers over the words of a few lines written here."""
 
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,23 +28,37 @@ LINES = [
     "0 1 2 3 4 5 6 7 8 9 00 11 22 33 44 55 66 77 88 99 01234567890 a b c d e f g h i j k l m n o p q r s t u v w x y z",
     "The person , organization and location : a work of art , a creative work ( 2024 ) !",
     "person(B-person) work(B-work) of(B-work of art) art(I-work of art) city(B-city) O(O) x(B-x) label(B-label)",
-    PUBLISHED_TEMPLATE,
+    PUBLISHED_TEMPLATE.format(labels="person", sentence="Marie"),
 ]
 # Flan-T5's vocabulary has none of these; the tiny one is made without them too.
 T5_GAPS = "{}~\\`^<"
 
 
+def _pieces(at_start: str, inside: str) -> list[str]:
+    """Runs of letters or digits and single signs of the lines' words, each marked by where in its word it stands.
+
+    Vocabularies are put together from them by hand: trainers break ties another way in every process.
+    """
+    return [
+        (at_start if match.start() == 0 else inside) + match[0]
+        for line in LINES
+        for word in line.split()
+        for match in re.finditer(r"[^\W\d_]+|\d+|.", word)
+    ]
+
+
 @cache
 def t5_tokenizer() -> PreTrainedTokenizerFast:
     """A unigram model with sentencepiece's word marks, as T5's."""
-    tokenizer = Tokenizer(models.Unigram())
+    signs = sorted(set("".join(LINES)) - {" ", *T5_GAPS})
+    pieces = [piece for piece in _pieces("▁", "") if not set(piece) & set(T5_GAPS)] + ["(B-", "(I-", "(O)"]
+    longer = [piece for piece in dict.fromkeys(pieces) if len(piece) > 1]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -9.0)]
+    vocab += [(sign, -9.0) for sign in signs if sign != "\n"] + [(piece, -6.0) for piece in longer]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=2))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(LINES * 4, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
     )
@@ -70,13 +86,13 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 @cache
 def bert_tokenizer() -> PreTrainedTokenizerFast:
     """An uncased WordPiece model, as MiniLM's."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    signs = sorted(set("".join(LINES).lower()) - set(" \n"))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *signs, *(f"##{sign}" for sign in signs)]
+    pieces += [piece.lower() for piece in _pieces("", "")]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(LINES * 4, trainer)
     ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=list(ids.items()))
     return PreTrainedTokenizerFast(
@@ -163,3 +179,18 @@ def bert(seed: int = 0) -> tuple[Family, Codec]:
 
 
 FAMILIES = {"t5": t5, "llama": llama, "bert": bert}
+
+
+_MODELS = {
+    "t5": (t5_model, t5_tokenizer),
+    "llama": (llama_model, llama_tokenizer),
+    "bert": (bert_model, bert_tokenizer),
+}
+
+
+def save(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write a checkpoint folder as transformers does: config, safetensors, tokenizer."""
+    model, tokenizer = _MODELS[family]
+    model(seed).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
