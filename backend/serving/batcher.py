@@ -127,10 +127,13 @@ class Batcher:
         raise ModelNotReady(f"the model is still loading after {timeout_s:.0f} s; try again")
 
     def submit(self, prompt: EncodedPrompt, priority: Priority) -> "Future[Decoded]":
-        """Queue one window."""
+        """Queue one window. Cancelled at once if the batcher stops."""
         tokens = len(prompt.source_ids) + sum(len(code.forced) + 4 for code in prompt.codes)
         future: Future[Decoded] = Future()
         with self._changed:
+            if self._stopping:
+                future.cancel()
+                return future
             self._waiting.append(_Waiting((priority, next(self._arrivals)), tokens, prompt, future))
             self._metrics.queued_windows.set(len(self._waiting))
             self._changed.notify_all()

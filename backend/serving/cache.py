@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "gner:prediction:"
 _INDEX = "gner:predictions"  # sorted set of the keys by the time they were put
+_VERSIONS = "gner:versions"  # sorted set of the versions by the time they were last served first
 # After a failure Redis is not asked for so long: requests must not each wait for a time-out.
 _RETRY_AFTER_S = 5.0
 
@@ -72,12 +73,26 @@ class PredictionCache:
 
     def get_many(self, keys: Sequence[str]) -> list[TextPrediction | None]:
         """One round trip. None for what is not there."""
-        values = self._ask(lambda client: client.mget(keys)) if keys else []
-        found = [None if value is None else _decode(value) for value in values or [None] * len(keys)]
+        found = self.peek_many(keys)
         hits = sum(prediction is not None for prediction in found)
         self._metrics.cache_hits.inc(hits)
         self._metrics.cache_misses.inc(len(keys) - hits)
         return found
+
+    def peek_many(self, keys: Sequence[str]) -> list[TextPrediction | None]:
+        """As get_many, for predictions that nobody is given: they are neither hits nor misses."""
+        values = self._ask(lambda client: client.mget(keys)) if keys else []
+        return [None if value is None else _decode(value) for value in values or [None] * len(keys)]
+
+    def earlier_version(self, version: str) -> str | None:
+        """Note that `version` is served from now on; returns the one that was before it."""
+
+        def note(client: redis.Redis) -> list[bytes]:
+            client.zadd(_VERSIONS, {version: time.time()})
+            served: Any = client.zrevrange(_VERSIONS, 0, 1)
+            return list(served)
+
+        return next((v.decode() for v in self._ask(note) or () if v.decode() != version), None)
 
     def put_many(self, predictions: dict[str, TextPrediction]) -> None:
         """One round trip. The oldest make room where there are too many."""
@@ -128,6 +143,10 @@ def _encode(prediction: TextPrediction) -> bytes:
     return json.dumps([prediction.score, prediction.num_words, spans], separators=(",", ":")).encode()
 
 
-def _decode(value: bytes) -> TextPrediction:
-    score, num_words, spans = json.loads(value)
-    return TextPrediction(tuple(Span(*span) for span in spans), score, num_words)
+def _decode(value: bytes) -> TextPrediction | None:
+    try:
+        score, num_words, spans = json.loads(value)
+        return TextPrediction(tuple(Span(*span) for span in spans), score, num_words)
+    except (ValueError, TypeError) as error:  # somebody else's value: it is predicted anew and overwritten
+        log.warning("a cached prediction cannot be read (%s): %.40r", error, value)
+        return None

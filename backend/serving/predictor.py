@@ -7,7 +7,7 @@ text asked for twice is decoded once.
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass, field
@@ -54,6 +54,7 @@ class Predictor:
         self._cache = cache
         self._metrics = metrics
         self._decoding = decoding
+        self._earlier_version: str | None = None
         self._lock = threading.Lock()
         self._in_flight: dict[str, _Job] = {}
         self._finished: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -61,6 +62,8 @@ class Predictor:
         self._finisher = threading.Thread(target=self._finish_jobs, name="finisher", daemon=True)
 
     def start(self) -> None:
+        # what an earlier version said of a text is the best draft there is
+        self._earlier_version = self._cache.earlier_version(self.version)
         self._finisher.start()
 
     def stop(self) -> None:
@@ -74,15 +77,13 @@ class Predictor:
         Raises what is wrong with the label sets (LabelsIndistinguishable, PromptTooLong), and ModelNotReady.
         """
         deadline_s = time.monotonic() + timeout_s
-        keys = [cache_key(self.version, self._decoding, query.labels, query.text) for query in queries]
+        keys = [self._key(query) for query in queries]
         wanted = dict(zip(keys, queries, strict=True))
-        hits = zip(wanted, self._cache.get_many(list(wanted)), strict=True)
-        answers = {key: hit for key, hit in hits if hit is not None}
-        pending = {
-            key: self._start_or_join(key, query, deadline_s, priority)
-            for key, query in wanted.items()
-            if key not in answers
-        }
+        pending = self._in_flight_of(wanted)
+        answers = self._cached([key for key in wanted if key not in pending])
+        missing = {key: query for key, query in wanted.items() if key not in answers and key not in pending}
+        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values())), strict=True):
+            pending[key] = self._start_or_join(key, query, draft, deadline_s, priority)
         wait_for_futures(pending.values(), max(0.0, deadline_s - time.monotonic()))
         # a text that could not be decoded (the model's thread has logged why) must not take the others with it
         answers |= {key: future.result() for key, future in pending.items() if future.done() and not future.exception()}
@@ -91,13 +92,34 @@ class Predictor:
 
     def prefetch(self, queries: Sequence[Query]) -> None:
         """Start what is not cached yet, at the lowest priority, and wait for the model only, if it still loads."""
-        keys = [cache_key(self.version, self._decoding, query.labels, query.text) for query in queries]
-        wanted = dict(zip(keys, queries, strict=True))
-        for (key, query), hit in zip(wanted.items(), self._cache.get_many(list(wanted)), strict=True):
-            if hit is None:
-                self._start_or_join(key, query, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
+        wanted = {self._key(query): query for query in queries}
+        known = self._in_flight_of(wanted).keys() | self._cached(list(wanted)).keys()
+        missing = {key: query for key, query in wanted.items() if key not in known}
+        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values())), strict=True):
+            self._start_or_join(key, query, draft, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
 
-    def _start_or_join(self, key: str, query: Query, deadline_s: float, priority: Priority) -> "Future[TextPrediction]":
+    def _key(self, query: Query) -> str:
+        return cache_key(self.version, self._decoding, query.labels, query.text)
+
+    def _drafts(self, queries: Sequence[Query]) -> list[TextPrediction | None]:
+        """What the version served before this one said of these texts, where it is still cached."""
+        version = self._earlier_version
+        if version is None:
+            return [None] * len(queries)
+        return self._cache.peek_many([cache_key(version, self._decoding, q.labels, q.text) for q in queries])
+
+    def _in_flight_of(self, keys: Iterable[str]) -> "dict[str, Future[TextPrediction]]":
+        """To be asked before the cache: what leaves the flight in between is in the cache by then."""
+        with self._lock:
+            return {key: self._in_flight[key].answer for key in keys if key in self._in_flight}
+
+    def _cached(self, keys: Sequence[str]) -> dict[str, TextPrediction]:
+        hits = zip(keys, self._cache.get_many(keys), strict=True)
+        return {key: hit for key, hit in hits if hit is not None}
+
+    def _start_or_join(
+        self, key: str, query: Query, draft: TextPrediction | None, deadline_s: float, priority: Priority
+    ) -> "Future[TextPrediction]":
         with self._lock:
             known = self._in_flight.get(key)
             if known is not None:
@@ -105,7 +127,7 @@ class Predictor:
             job = self._in_flight[key] = _Job(key)
         try:
             codec = self._batcher.codec(max(0.0, deadline_s - time.monotonic()))
-            self._start(job, query, codec, priority)
+            self._start(job, query, draft, codec, priority)
         except BaseException as error:
             with self._lock:
                 del self._in_flight[key]
@@ -113,11 +135,19 @@ class Predictor:
             raise
         return job.answer
 
-    def _start(self, job: _Job, query: Query, codec: Codec, priority: Priority) -> None:
+    def _start(self, job: _Job, query: Query, draft: TextPrediction | None, codec: Codec, priority: Priority) -> None:
         words = segment.words(query.text)
         costs = [codec.cost(query.labels, word.text) for word in words]
         job.windows = segment.windows(query.text, words, costs, codec.budget(query.labels))
-        prompts = [codec.encode(query.labels, [word.text for word in window.words]) for window in job.windows]
+        tags = None if draft is None else segment.tags_of(draft.spans, words)
+        prompts = [
+            codec.encode(
+                query.labels,
+                [word.text for word in window.words],
+                None if tags is None else tags[window.first_word : window.first_word + len(window.words)],
+            )
+            for window in job.windows
+        ]
         job.missing = len(prompts)
         if not prompts:
             self._finished.put(job)
@@ -134,25 +164,31 @@ class Predictor:
         self._finished.put(job)
 
     def _finish_jobs(self) -> None:
-        while (job := self._finished.get()) is not None:
-            jobs = [job]
-            while not self._finished.empty() and (more := self._finished.get()) is not None:
-                jobs.append(more)
-            self._finish(jobs)
+        stopping = False
+        while not stopping:
+            arrived = [self._finished.get()]
+            while not self._finished.empty():
+                arrived.append(self._finished.get())
+            stopping = None in arrived
+            self._finish([job for job in arrived if job is not None])
 
     def _finish(self, jobs: Sequence[_Job]) -> None:
         predictions: dict[str, TextPrediction] = {}
+        errors: dict[str, BaseException] = {}
         for job in jobs:
             try:
                 predictions[job.key] = _stitch(job)
             except BaseException as error:  # thread boundary: a decoding error, or cancelled at shutdown
-                job.answer.set_exception(error)
+                errors[job.key] = error
         self._cache.put_many(predictions)
         with self._lock:
             for job in jobs:
                 del self._in_flight[job.key]
+        # only now, so that nobody can join a job that has failed already
         for job in jobs:
-            if job.key in predictions:
+            if job.key in errors:
+                job.answer.set_exception(errors[job.key])
+            else:
                 job.answer.set_result(predictions[job.key])
 
 

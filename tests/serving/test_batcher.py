@@ -1,0 +1,295 @@
+"""The owner of the model: who is served first, with whom, and that nothing gets lost."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from backend.engine.codec import EncodedPrompt
+from backend.engine.decode import ExactDecoder
+from backend.errors import ModelNotReady
+from backend.metrics import Metrics
+from backend.serving.batcher import Batcher, BatchLimits, Priority, State, _Waiting, pick_batch
+
+from ..engine import tiny
+from .fakes import TIMEOUT_S, FakeEngine, answer, codec
+
+ROOMY = BatchLimits(tokens=1_000_000, rows=1000)
+
+
+def prompt(*words: str) -> EncodedPrompt:
+    return codec().encode(("person",), words)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Batcher]]:
+    """Start a batcher over an engine; stopped at the end, whatever happens."""
+    running: list[tuple[FakeEngine, Batcher]] = []
+
+    def start(engine: FakeEngine, limits: BatchLimits = ROOMY, metrics: Metrics | None = None) -> Batcher:
+        batcher = Batcher(lambda: engine, limits, metrics or Metrics())
+        running.append((engine, batcher))
+        batcher.start()
+        return batcher
+
+    yield start
+    for of_test, batcher in running:
+        of_test.decoder.gate.set()
+        batcher.stop()
+
+
+def occupy(engine: FakeEngine, batcher: Batcher) -> None:
+    """Have the model busy with a first window, so that what comes next has to wait."""
+    batcher.submit(prompt("first"), Priority.BULK)
+    engine.decoder.wait_for_batch()
+
+
+def test_answers_come_to_those_who_asked(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+    engine.decoder.gate.set()
+    batcher = start(engine)
+    prompts = [prompt("Ada", *["x"] * length) for length in range(20)]
+    futures = [batcher.submit(one, Priority.BULK) for one in prompts]
+    assert [future.result(TIMEOUT_S) for future in futures] == [answer(one.labels, one.words) for one in prompts]
+
+
+def test_an_idle_model_starts_at_once_and_what_comes_meanwhile_shares_the_next_batch(
+    engine: FakeEngine, start: Callable[..., Batcher]
+) -> None:
+    batcher = start(engine)
+    occupy(engine, batcher)
+    futures = [batcher.submit(prompt(word), Priority.BULK) for word in "abcde"]
+    engine.decoder.gate.set()
+    for future in futures:
+        future.result(TIMEOUT_S)
+    assert engine.decoder.batches == [[("first",)], [(word,) for word in "abcde"]]
+
+
+def test_the_most_urgent_go_first(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+    batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
+    occupy(engine, batcher)
+    order = [Priority.BACKGROUND, Priority.BULK, Priority.INTERACTIVE, Priority.OPEN_TASK, Priority.BULK]
+    futures = [batcher.submit(prompt(f"{p.name}{i}"), p) for i, p in enumerate(order)]
+    engine.decoder.gate.set()
+    for future in futures:
+        future.result(TIMEOUT_S)
+    assert [batch[0][0] for batch in engine.decoder.batches[1:]] == [
+        "INTERACTIVE2",
+        "OPEN_TASK3",
+        "BULK1",
+        "BULK4",
+        "BACKGROUND0",
+    ]
+
+
+def test_a_poison_prompt_does_not_take_its_batch_mates_along(
+    engine: FakeEngine, start: Callable[..., Batcher], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.decoder.fails = lambda one: "poison" in one.words
+    batcher = start(engine)
+    occupy(engine, batcher)
+    futures = {word: batcher.submit(prompt(word), Priority.BULK) for word in ("Ada", "poison", "Bea")}
+    engine.decoder.gate.set()
+    assert futures["Ada"].result(TIMEOUT_S) == answer(("person",), ("Ada",))
+    assert futures["Bea"].result(TIMEOUT_S) == answer(("person",), ("Bea",))
+    with pytest.raises(RuntimeError, match="poison"):
+        futures["poison"].result(TIMEOUT_S)
+    assert batcher.submit(prompt("Cleo"), Priority.BULK).result(TIMEOUT_S), "and the thread goes on"
+    assert any(record.levelno == logging.ERROR and record.exc_info for record in caplog.records)
+
+
+def test_a_window_that_nobody_waits_for_any_more_is_not_decoded(
+    engine: FakeEngine, start: Callable[..., Batcher]
+) -> None:
+    batcher = start(engine)
+    occupy(engine, batcher)
+    unwanted, wanted = (batcher.submit(prompt(word), Priority.BULK) for word in ("unwanted", "wanted"))
+    assert unwanted.cancel()
+    engine.decoder.gate.set()
+    wanted.result(TIMEOUT_S)
+    assert engine.decoder.batches[1:] == [[("wanted",)]]
+
+
+def test_stop_lets_the_batch_in_flight_finish_and_cancels_what_waits(
+    engine: FakeEngine, start: Callable[..., Batcher]
+) -> None:
+    batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
+    in_flight = batcher.submit(prompt("Ada"), Priority.BULK)
+    engine.decoder.wait_for_batch()
+    waiting = [batcher.submit(prompt(word), Priority.BULK) for word in "abc"]
+    stopping = threading.Thread(target=batcher.stop)
+    stopping.start()
+    engine.decoder.gate.set()
+    stopping.join(TIMEOUT_S)
+    assert not stopping.is_alive()
+    assert in_flight.result(TIMEOUT_S) == answer(("person",), ("Ada",))
+    for future in waiting:
+        with pytest.raises(CancelledError):
+            future.result(TIMEOUT_S)
+    assert "model" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_is_submitted_after_stop_is_cancelled_too(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+    batcher = start(engine)
+    batcher.stop()
+    assert batcher.submit(prompt("Ada"), Priority.BULK).cancelled()
+
+
+# --- the states of the model
+
+
+def test_loading_then_ready() -> None:
+    may_load = threading.Event()
+    engine = FakeEngine()
+    engine.decoder.gate.set()
+
+    def load() -> FakeEngine:
+        assert may_load.wait(TIMEOUT_S)
+        return engine
+
+    batcher = Batcher(load, ROOMY, Metrics())
+    batcher.start()
+    assert (batcher.state, batcher.failure) == (State.LOADING, None)
+    with pytest.raises(ModelNotReady, match="still loading"):
+        batcher.codec(0.0)
+    early = batcher.submit(prompt("Ada"), Priority.BULK)
+    may_load.set()
+    assert batcher.codec(TIMEOUT_S) is engine.codec
+    assert batcher.state is State.READY
+    assert early.result(TIMEOUT_S) == answer(("person",), ("Ada",)), "who asked while it was loading is answered"
+    batcher.stop()
+
+
+def test_a_model_that_cannot_be_loaded_says_why_to_everyone() -> None:
+    heard: list[BaseException] = []
+    told = threading.Event()
+
+    def load() -> FakeEngine:
+        raise OSError("weights are gone")
+
+    def on_failure(error: BaseException) -> None:
+        heard.append(error)
+        told.set()
+
+    batcher = Batcher(load, ROOMY, Metrics(), on_failure)
+    batcher.start()
+    with pytest.raises(ModelNotReady, match="weights are gone"):
+        batcher.codec(TIMEOUT_S)
+    assert (batcher.state, batcher.failure) == (State.FAILED, "weights are gone")
+    assert told.wait(TIMEOUT_S)
+    assert [str(error) for error in heard] == ["weights are gone"]
+    batcher.stop()
+
+
+def test_stop_frees_who_waits_for_a_model_that_loads() -> None:
+    may_load = threading.Event()
+
+    def load() -> FakeEngine:
+        assert may_load.wait(TIMEOUT_S)
+        return FakeEngine()
+
+    batcher = Batcher(load, ROOMY, Metrics())
+    batcher.start()
+    stopping = threading.Thread(target=batcher.stop)
+    stopping.start()
+    with pytest.raises(ModelNotReady):
+        batcher.codec(TIMEOUT_S)
+    may_load.set()
+    stopping.join(TIMEOUT_S)
+    assert not stopping.is_alive()
+
+
+# --- which windows make a batch
+
+
+def waiting(tokens: list[int], priorities: list[Priority] | None = None) -> list[_Waiting]:
+    priorities = priorities or [Priority.BULK] * len(tokens)
+    any_prompt = prompt("x")
+    return [
+        _Waiting((priority, arrival), length, any_prompt, object())  # type: ignore[arg-type]
+        for arrival, (length, priority) in enumerate(zip(tokens, priorities, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limits", "expected"),
+    [
+        ([10, 10, 10], BatchLimits(100, 10), [10, 10, 10]),
+        ([10, 10, 10], BatchLimits(100, 2), [10, 10]),
+        # the longest row counts for all
+        ([10, 10, 10], BatchLimits(20, 10), [10, 10]),
+        ([10, 60, 10], BatchLimits(70, 10), [10, 10]),
+        # the first is taken however long it is, alone
+        ([500, 10, 10], BatchLimits(100, 10), [500]),
+        # of those that wait, those of like length
+        ([50, 10, 49, 11, 51, 48], BatchLimits(220, 10), [50, 49, 51, 48]),
+    ],
+)
+def test_a_batch_is_the_first_and_those_like_it(tokens: list[int], limits: BatchLimits, expected: list[int]) -> None:
+    assert [one.tokens for one in pick_batch(waiting(tokens), limits)] == expected
+
+
+def test_a_more_urgent_window_is_not_left_behind_for_a_like_one() -> None:
+    mixed = waiting([10, 90, 10, 10], [Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BULK, Priority.BULK])
+    assert [one.tokens for one in pick_batch(mixed, BatchLimits(180, 10))] == [10, 90]
+
+
+@hypothesis_settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.sampled_from(Priority)), min_size=1, max_size=30),
+    st.integers(1, 2000),
+    st.integers(1, 20),
+)
+def test_batches_keep_to_their_limits_and_every_window_gets_its_turn(
+    asked: list[tuple[int, Priority]], tokens: int, rows: int
+) -> None:
+    left = waiting([length for length, _ in asked], [priority for _, priority in asked])
+    while left:
+        batch = pick_batch(left, BatchLimits(tokens, rows))
+        assert min(left, key=lambda one: one.order) is batch[0], "the most urgent is in it"
+        assert len(batch) <= rows
+        assert len(batch) == 1 or max(one.tokens for one in batch) * len(batch) <= tokens
+        assert len({id(one) for one in batch}) == len(batch)
+        taken = set(map(id, batch))
+        left = [one for one in left if id(one) not in taken]
+
+
+def test_batches_of_a_real_model_are_counted() -> None:
+    family, real = tiny.bert()
+
+    class Engine:
+        codec = real
+        decoder = ExactDecoder(family, 48)
+
+    metrics = Metrics()
+    batcher = Batcher(Engine, BatchLimits(tokens=300, rows=4), metrics)
+    rng = random.Random(0)
+    prompts = [
+        real.encode(("person", "city"), rng.choices(["Marie", "in", "Paris"], k=rng.randint(1, 9))) for _ in range(20)
+    ]
+    batcher.start()
+    futures = [batcher.submit(one, Priority.BULK) for one in prompts]
+    found = [future.result(TIMEOUT_S) for future in futures]
+    batcher.stop()
+    assert [one.tags for one in found] == [one.tags for one in ExactDecoder(family, 48).decode(prompts)]
+
+    def count(name: str) -> float:
+        return metrics.registry.get_sample_value(name) or 0.0
+
+    work = Engine.decoder.work
+    assert count("gner_windows_decoded_total") == work.windows == 20
+    assert count("gner_decoder_passes_total") == work.passes > 0
+    assert count("gner_decoder_tokens_total") == work.decoder_tokens > 0
+    assert count("gner_output_tokens_total") == work.output_tokens > 0
+    assert 5 <= count("gner_batches_total") <= 20
+    assert count("gner_queued_windows") == 0
