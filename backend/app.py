@@ -82,7 +82,13 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     limits = BatchLimits(settings.batch_tokens or suited.batch.tokens, suited.batch.rows)
 
     def load_engine() -> Engine:
-        loaded = checkpoints.load(checkpoint, device, checkpoints.pick_dtype(settings.dtype, device))
+        loaded = checkpoints.load(
+            checkpoint,
+            device,
+            checkpoints.pick_dtype(settings.dtype, device),
+            all_gpus=settings.gpus == "all",
+            quantization=settings.quantization,
+        )
         decoder = _decoder(loaded, settings, suited)
         decoder.decode([loaded.codec.encode(("person",), ["warm", "up"])])
         log.info("%s is ready on %s in %s", checkpoint.version, device, loaded.dtype)

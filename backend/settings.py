@@ -31,6 +31,14 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", alias="GNER_DTYPE", description="numbers the model computes in: auto is bfloat16 on a GPU, else float32"
     )
+    gpus: Literal["one", "all"] = Field(
+        "one", alias="GNER_GPUS", description="one, or all: lay a model that is too large for one GPU over all of them"
+    )
+    quantization: Literal["off", "int8", "int4"] = Field(
+        "off",
+        alias="GNER_QUANTIZATION",
+        description="int8 or int4: smaller weights on a GPU, other labels now and then (needs bitsandbytes)",
+    )
     decoding: Literal["exact", "sequential", "generate"] = Field(
         "exact",
         alias="GNER_DECODING",

