@@ -1,0 +1,77 @@
+"""Label Studio as its own web page talks to it: a session login and the REST API."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    email: str
+    password: str
+
+
+class LabelStudio:
+    """A logged-in session. Raises AssertionError with Label Studio's own words when it refuses something."""
+
+    def __init__(self, url: str, account: Account) -> None:
+        self.url = url
+        self.account = account
+        self._session = requests.Session()
+        self._session.get(f"{url}/user/login/", timeout=30)
+        answer = self._session.post(
+            f"{url}/user/login/",
+            data={
+                "email": account.email,
+                "password": account.password,
+                "csrfmiddlewaretoken": self._session.cookies["csrftoken"],
+            },
+            allow_redirects=False,
+            timeout=30,
+        )
+        assert answer.status_code == 302, f"login answered {answer.status_code}"
+        self._session.headers["X-CSRFToken"] = self._session.cookies["csrftoken"]
+
+    def close(self) -> None:
+        self._session.close()
+
+    def call(self, method: str, path: str, body: Json = None, timeout_s: float = 150) -> Json:
+        answer = self._session.request(method, self.url + path, json=body, timeout=timeout_s)
+        assert answer.ok, f"{method} {path} answered {answer.status_code}: {answer.text[:1000]}"
+        return answer.json() if answer.content else None
+
+    def personal_access_token(self) -> str:
+        return str(self.call("POST", "/api/token/", {})["token"])
+
+    def create_project(self, title: str, label_config: str, **settings: Json) -> int:
+        project = self.call("POST", "/api/projects", {"title": title, "label_config": label_config, **settings})
+        return int(project["id"])
+
+    def connect(self, project: int, backend_url: str, *, interactive: bool = False) -> Json:
+        """What "Connect Model" in the project's settings does; the backend as Label Studio describes it."""
+        backend = {"project": project, "url": backend_url, "title": "GNER", "is_interactive": interactive}
+        return self.call("POST", "/api/ml", backend)
+
+    def backend(self, project: int) -> Json:
+        (backend,) = self.call("GET", f"/api/ml?project={project}")
+        return backend
+
+    def import_tasks(self, project: int, tasks: list[Json]) -> list[int]:
+        answer = self.call("POST", f"/api/projects/{project}/import?return_task_ids=true", tasks)
+        assert answer["task_count"] == len(tasks), answer
+        return [int(task_id) for task_id in answer["task_ids"]]
+
+    def retrieve_predictions(self, project: int) -> Json:
+        """The Data Manager's action "Retrieve Predictions" on all tasks."""
+        selection = {"selectedItems": {"all": True, "excluded": []}, "project": str(project)}
+        return self.call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", selection)
+
+    def tasks(self, project: int) -> list[Json]:
+        """All tasks with their data and stored predictions, as the Data Manager lists them."""
+        return list(self.call("GET", f"/api/tasks?project={project}&fields=all&page_size=1000")["tasks"])
+
+    def annotate(self, task: int, result: list[Json]) -> Json:
+        return self.call("POST", f"/api/tasks/{task}/annotations", {"result": result, "lead_time": 1.0})
