@@ -30,7 +30,7 @@ test: $(VENV)/.installed-dev $(LABEL_STUDIO_VENV)/.installed browser ## run ever
 	E2E_REQUIRED=1 $(BIN)/pytest $(ARGS)
 
 check: lint ## formatting, lint, types and the fast tests
-	$(BIN)/pytest -m "not e2e" $(ARGS)
+	$(BIN)/pytest -m "not e2e and not slow" $(ARGS)
 
 lint: $(VENV)/.installed-dev ## formatting, lint and types alone
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -138,6 +139,7 @@ def _serve(options: argparse.Namespace) -> int:
     device = checkpoints.pick_device(settings.device)
     with ExitStack() as stack:
         stack.enter_context(_only_backend_of(settings.model_dir))
+        _check_address(settings.host, settings.port)
         if settings.redis_url:
             url, where = settings.redis_url, settings.redis_url.rsplit("@", 1)[-1]
             store.connect(url)
@@ -148,6 +150,16 @@ def _serve(options: argparse.Namespace) -> int:
         child_environment = {**os.environ, **settings.environment(), "REDIS_URL": url}
         print(_banner(settings, checkpoint.name, checkpoint.version, checkpoint.scores, str(device), where), flush=True)
         return _supervise([sys.executable, "-m", "backend.cli", "web"], child_environment)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises InvalidSettings if nothing can listen there: said before anything is started."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        raise InvalidSettings(f"cannot listen on {host}:{port} (GNER_HOST, PORT): {error.strerror or error}") from error
 
 
 def _banner(settings: Settings, name: str, version: str, scores: dict[str, float], device: str, where: str) -> str:

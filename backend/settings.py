@@ -14,7 +14,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
-    host: str = Field("0.0.0.0", alias="HOST", description="address to listen on")
+    host: str = Field("0.0.0.0", alias="GNER_HOST", description="address to listen on")
     port: int = Field(9090, alias="PORT", ge=1, le=65535, description="port to listen on")
     model_dir: Path = Field(
         Path("data"),

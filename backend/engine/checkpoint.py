@@ -25,6 +25,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 from backend.engine.codec import Codec, Limits
 from backend.engine.draft_head import DraftHead
@@ -248,6 +249,7 @@ def load(
     `all_gpus` lays the layers over all of them, with `device` for the inputs. `quantization` is bitsandbytes'.
     Raises CheckpointError if the files do not make a model, or do not fit into the device's memory.
     """
+    transformers_logging.disable_progress_bar()  # it would run through the log of a server
     placement = _placement(device, dtype, all_gpus=all_gpus, quantization=quantization)
     auto_class = AutoModelForSeq2SeqLM if checkpoint.kind == "seq2seq" else AutoModelForCausalLM
     try:

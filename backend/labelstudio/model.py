@@ -109,7 +109,12 @@ def _texts(tasks: Sequence[wire.Task], controls: Sequence[Control]) -> list[_Tex
 
 
 def _queries(texts: Sequence[_TextsOfTask]) -> list[Query]:
-    return [Query(unit.text, control.label_names) for of_task in texts for control, units in of_task for unit in units]
+    return [
+        Query(unit.text, control.label_names, unit.breaks)
+        for of_task in texts
+        for control, units in of_task
+        for unit in units
+    ]
 
 
 def _priority(tasks: Sequence[wire.Task], context: Sequence[Any] | None) -> Priority:

@@ -31,6 +31,13 @@ ProblemKind = Literal["other_control", "other_type", "no_offsets", "out_of_bound
 
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _VARIABLE = re.compile(r"\$[\w\[\].{}]+", re.ASCII)  # as the editor's parseValue reads them
+# Elements that a browser draws as blocks of their own.
+_BLOCKS = frozenset({
+    "address", "article", "aside", "blockquote", "caption", "center", "dd", "details", "dialog", "dir", "div", "dl",
+    "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hgroup",
+    "hr", "legend", "li", "main", "menu", "nav", "ol", "optgroup", "option", "p", "pre", "search", "section", "select",
+    "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
+})  # fmt: skip
 _MAX_EXACT_INTEGER = 2**53  # the editor reads JSON numbers as doubles
 
 
@@ -43,6 +50,7 @@ class TextUnit:
 
     text: str
     phrase: int | None = None  # the index as drawn, for Paragraphs
+    breaks: tuple[int, ...] = ()  # ascending offsets at which a reader sees a new block, white space or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ def units(control: Control, data: Mapping[str, Any]) -> tuple[TextUnit, ...]:
         return tuple(TextUnit(_without_surrogates(_phrase(item, control)), i) for i, item in enumerate(items))
     text = _without_surrogates(_decoded(_drawn(value), control))
     if control.object_type == "HyperText":
-        return (TextUnit(text_of_html(text, inline=control.inline)),)
+        return (unit_of_html(text, inline=control.inline),)
     return (TextUnit(text.replace("\0", "")),)
 
 
@@ -126,12 +134,13 @@ def parse(control: Control, units: Sequence[TextUnit], regions: Sequence[Any]) -
     return ParsedRegions(spans=tuple(map(tuple, spans)), problems=tuple(problems))
 
 
-def text_of_html(html: str, *, inline: bool) -> str:
+def unit_of_html(html: str, *, inline: bool) -> TextUnit:
     """What Label Studio counts offsets over: all text nodes in order, and "\\n" for each <br>.
 
     `inline` HTML is set into an element of the page, other HTML is a document of its own, where white space before
     the body's first content vanishes. Not covered: markup inside <noscript>, <textarea> and <xmp>, which
-    Label Studio's sanitizer rewrites and then counts as text.
+    Label Studio's sanitizer rewrites and then counts as text. The unit's breaks are where block elements, such as
+    paragraphs and table cells, begin and end.
     """
     if inline:
         node = LexborHTMLParser(html, is_fragment=True, scripting=True).root
@@ -140,21 +149,25 @@ def text_of_html(html: str, *, inline: bool) -> str:
         body = LexborHTMLParser(html.removeprefix("\ufeff"), scripting=True).body
         node = body.first_child if body else None
     texts: list[str] = []
-    resume_at: list[LexborNode | None] = []  # the siblings to go on with, from the outside in
-    while node is not None or resume_at:
+    length = 0
+    breaks: set[int] = set()
+    entered: list[LexborNode] = []  # the elements we are in, from the outside in
+    while node is not None or entered:
         if node is None:
-            node = resume_at.pop()
+            left = entered.pop()
+            breaks.update([length] if left.tag in _BLOCKS else [])
+            node = left.next
             continue
-        if node.is_text_node:
-            texts.append(_text_of_node(node))
-        elif node.tag == "br":
-            texts.append("\n")
+        if node.is_text_node or node.tag == "br":
+            texts.append(_text_of_node(node) if node.is_text_node else "\n")
+            length += len(texts[-1])
         elif node.tag not in ("script", "iframe") and node.first_child is not None:
-            resume_at.append(node.next)
+            breaks.update([length] if node.tag in _BLOCKS else [])
+            entered.append(node)
             node = node.first_child
             continue
         node = node.next
-    return "".join(texts)
+    return TextUnit("".join(texts), breaks=tuple(sorted(breaks - {0, length})))
 
 
 def _text_of_node(node: LexborNode) -> str:

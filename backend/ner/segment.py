@@ -4,8 +4,10 @@ All offsets are code points of the text as it came: nothing is normalised or str
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import regex
 
@@ -39,12 +41,23 @@ _SENTENCE_END = frozenset(".!?…。！？।۔؟") | {"..."}
 _CLOSING = frozenset("\"'”’»)]}」』）")
 
 
-def words(text: str) -> list[Word]:
+def words(text: str, breaks: Sequence[int] = ()) -> list[Word]:
     """Split a text into words; `text[w.start:w.end] == w.text`, and only white space is left out.
 
     Punctuation, hyphens and apostrophes are words of their own, so that a span can begin or end at any of them.
+    No word goes over an offset in `breaks` (ascending): there a reader sees a new block, a table's cell say, though no
+    white space stands between.
     """
-    return [word for chunk in _CHUNK.finditer(text) for word in _words_of_chunk(text, chunk.start(), chunk.end())]
+    return [
+        word
+        for chunk in _CHUNK.finditer(text)
+        for start, end in pairwise([chunk.start(), *_between(breaks, chunk.start(), chunk.end()), chunk.end()])
+        for word in _words_of_chunk(text, start, end)
+    ]
+
+
+def _between(breaks: Sequence[int], start: int, end: int) -> Sequence[int]:
+    return breaks[bisect_right(breaks, start) : bisect_left(breaks, end)]
 
 
 def _words_of_chunk(text: str, start: int, end: int) -> Iterator[Word]:
@@ -54,15 +67,21 @@ def _words_of_chunk(text: str, start: int, end: int) -> Iterator[Word]:
             yield Word(piece_start, piece_end, text[piece_start:piece_end])
 
 
-def sentence_starts(text: str, text_words: Sequence[Word]) -> list[bool]:
+def sentence_starts(text: str, text_words: Sequence[Word], breaks: Sequence[int] = ()) -> list[bool]:
     """For each word, whether a sentence may begin there: a good place to cut, no claim about grammar."""
     starts = [True] * len(text_words)
     for index in range(1, len(text_words)):
-        gap = text[text_words[index - 1].end : text_words[index].start]
-        starts[index] = (
-            "\n" in gap or "\r" in gap or (_ends_sentence(text_words, index) and _may_begin(text_words[index]))
-        )
+        before, after = text_words[index - 1].end, text_words[index].start
+        gap = text[before:after]
+        is_new_line = "\n" in gap or "\r" in gap
+        is_new_sentence = _ends_sentence(text_words, index) and _may_begin(text_words[index])
+        starts[index] = is_new_line or is_new_sentence or _is_broken(breaks, before, after)
     return starts
+
+
+def _is_broken(breaks: Sequence[int], before: int, after: int) -> bool:
+    """Whether a break lies between two words, of which one ends at `before` and the other starts at `after`."""
+    return bisect_left(breaks, before) < bisect_right(breaks, after)
 
 
 def _ends_sentence(text_words: Sequence[Word], index: int) -> bool:
@@ -92,14 +111,16 @@ class WordCost:
     target_tokens: int
 
 
-def windows(text: str, text_words: Sequence[Word], costs: Sequence[WordCost], budget: Budget) -> list[Window]:
+def windows(
+    text: str, text_words: Sequence[Word], costs: Sequence[WordCost], budget: Budget, breaks: Sequence[int] = ()
+) -> list[Window]:
     """Cover all words with windows that keep to the budget.
 
     Whole sentences are packed together; a sentence that is too long alone is cut with an overlap, and each
     word of the overlap is kept by the window in which it stands farther from the cut.
     Raises PromptTooLong if a single word does not fit.
     """
-    starts = sentence_starts(text, text_words)
+    starts = sentence_starts(text, text_words, breaks)
     result: list[Window] = []
     begin, keep_from = 0, 0
     while begin < len(text_words):
@@ -138,16 +159,21 @@ def _last_sentence_start(starts: Sequence[bool], begin: int, end: int) -> int | 
     return next((index for index in range(end, begin, -1) if starts[index]), None)
 
 
-def stitch(tagged_words: Sequence[TaggedWord]) -> list[Span]:
+def stitch(tagged_words: Sequence[TaggedWord], breaks: Sequence[int] = ()) -> list[Span]:
     """BIO tags of consecutive words -> spans, in text order. A span's score is the product over its words.
 
-    An I- that continues nothing (it can stand at the seam of two windows) begins a span.
+    An I- that continues nothing (at the seam of two windows, or behind a break) begins a span.
     """
     spans: list[Span] = []
     open_span: Span | None = None
     for tagged in tagged_words:
         label = label_of(tagged.tag)
-        if open_span is not None and label == open_span.label and tagged.tag.startswith("I-"):
+        if (
+            open_span is not None
+            and label == open_span.label
+            and tagged.tag.startswith("I-")
+            and not _is_broken(breaks, open_span.end, tagged.word.start)
+        ):
             open_span = Span(open_span.start, tagged.word.end, label, open_span.score * tagged.probability)
             continue
         if open_span is not None:

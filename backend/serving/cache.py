@@ -45,9 +45,9 @@ class CacheLimits:
     age_s: int
 
 
-def cache_key(version: str, decoding: str, labels: Sequence[str], text: str) -> str:
+def cache_key(version: str, decoding: str, labels: Sequence[str], text: str, breaks: Sequence[int] = ()) -> str:
     """Everything that a prediction depends on."""
-    digest = hashlib.sha256(json.dumps([version, decoding, list(labels)]).encode())
+    digest = hashlib.sha256(json.dumps([version, decoding, list(labels), list(breaks)]).encode())
     digest.update(text.encode("utf-8", "surrogatepass"))
     return _PREFIX + digest.hexdigest()
 

@@ -29,6 +29,7 @@ class Query:
 
     text: str
     labels: tuple[str, ...]
+    breaks: tuple[int, ...] = ()  # offsets that neither a word nor a span goes over, ascending
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class _Job:
     """A text on its way through the model. Whoever wants it waits for `answer`."""
 
     key: str
+    query: Query
     answer: "Future[TextPrediction]" = field(default_factory=Future)
     windows: list[Window] = field(default_factory=list)
     decoded: "list[Future[Decoded]]" = field(default_factory=list)
@@ -99,14 +101,17 @@ class Predictor:
             self._start_or_join(key, query, draft, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
 
     def _key(self, query: Query) -> str:
-        return cache_key(self.version, self._decoding, query.labels, query.text)
+        return self._key_of(self.version, query)
+
+    def _key_of(self, version: str, query: Query) -> str:
+        return cache_key(version, self._decoding, query.labels, query.text, query.breaks)
 
     def _drafts(self, queries: Sequence[Query]) -> list[TextPrediction | None]:
         """What the version served before this one said of these texts, where it is still cached."""
         version = self._earlier_version
         if version is None:
             return [None] * len(queries)
-        return self._cache.peek_many([cache_key(version, self._decoding, q.labels, q.text) for q in queries])
+        return self._cache.peek_many([self._key_of(version, query) for query in queries])
 
     def _in_flight_of(self, keys: Iterable[str]) -> "dict[str, Future[TextPrediction]]":
         """To be asked before the cache: what leaves the flight in between is in the cache by then."""
@@ -124,7 +129,7 @@ class Predictor:
             known = self._in_flight.get(key)
             if known is not None:
                 return known.answer
-            job = self._in_flight[key] = _Job(key)
+            job = self._in_flight[key] = _Job(key, query)
         try:
             codec = self._batcher.codec(max(0.0, deadline_s - time.monotonic()))
             self._start(job, query, draft, codec, priority)
@@ -136,9 +141,9 @@ class Predictor:
         return job.answer
 
     def _start(self, job: _Job, query: Query, draft: TextPrediction | None, codec: Codec, priority: Priority) -> None:
-        words = segment.words(query.text)
+        words = segment.words(query.text, query.breaks)
         costs = [codec.cost(query.labels, word.text) for word in words]
-        job.windows = segment.windows(query.text, words, costs, codec.budget(query.labels))
+        job.windows = segment.windows(query.text, words, costs, codec.budget(query.labels), query.breaks)
         tags = None if draft is None else segment.tags_of(draft.spans, words)
         prompts = [
             codec.encode(
@@ -199,4 +204,4 @@ def _stitch(job: _Job) -> TextPrediction:
         for index in range(window.keep_from - window.first_word, window.keep_to - window.first_word)
     ]
     confidence = segment.confidence([word.probability for word in tagged])
-    return TextPrediction(tuple(segment.stitch(tagged)), confidence, len(tagged))
+    return TextPrediction(tuple(segment.stitch(tagged, job.query.breaks)), confidence, len(tagged))

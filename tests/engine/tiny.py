@@ -149,15 +149,16 @@ def bert_model(seed: int = 0) -> EncoderDecoderModel:
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 0, 3
     model = EncoderDecoderModel(config)
     model.generation_config.decoder_start_token_id = 2
-    return _wide(model)
+    # BERT's residuals carry mostly the token itself, which is forced: what stands before must weigh more
+    return _wide(model, attention=50, rest=0.6)
 
 
-def _wide(model: Any) -> Any:
+def _wide(model: Any, *, attention: float = 2.5, rest: float = 2.5) -> Any:
     """Random weights as they are initialised make every logit alike; scaled up, decisions depend on the prefix."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "position" not in name:
-                parameter.mul_(2.5)
+                parameter.mul_(attention if "attention" in name else rest)
     return model.eval()
 
 

@@ -25,8 +25,8 @@ OTHER_CONFIG = (
 
 
 def save_checkpoint(folder: Path) -> Path:
-    """A tiny checkpoint with a short prompt."""
-    tiny.save("bert", folder)
+    """A tiny checkpoint with a short prompt, of a seed that finds spans in most texts."""
+    tiny.save("bert", folder, seed=3)
     (folder / "gner.json").write_text(
         json.dumps({"name": "tiny", "template": "{labels} : {sentence}"}), encoding="utf-8"
     )

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from label_studio_sdk.label_interface.interface import LabelInterface
 
 from backend.labelstudio import regions, schema
-from backend.labelstudio.regions import Problem, TextUnit, text_of_html
+from backend.labelstudio.regions import Problem, TextUnit, unit_of_html
 from backend.labelstudio.schema import Control
+from backend.ner import segment
 from backend.ner.spans import Span
 
 FORMS = [
@@ -172,8 +173,8 @@ HTML: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("given_html", "document", "inline"), HTML)
 def test_text_of_html(given_html: str, document: str, inline: str) -> None:
-    assert text_of_html(given_html, inline=False) == document
-    assert text_of_html(given_html, inline=True) == inline
+    assert unit_of_html(given_html, inline=False).text == document
+    assert unit_of_html(given_html, inline=True).text == inline
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_text_of_html(given_html: str, document: str, inline: str) -> None:
     ],
 )
 def test_text_of_html_after_sanitizing(given_html: str, text: str) -> None:
-    assert text_of_html(given_html, inline=False) == text_of_html(given_html, inline=True) == text
+    assert unit_of_html(given_html, inline=False).text == unit_of_html(given_html, inline=True).text == text
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -397,8 +398,8 @@ def test_parse_inverts_render(tag: str, labelled: str, data: st.DataObject) -> N
 @given(TEXTS)
 def test_text_of_escaped_html_is_the_text(text: str) -> None:
     drawn = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    assert text_of_html(f"<p>{html.escape(text)}</p>", inline=True) == drawn
-    assert text_of_html(f"<p>{html.escape(text)}</p>", inline=False) == drawn
+    assert unit_of_html(f"<p>{html.escape(text)}</p>", inline=True).text == drawn
+    assert unit_of_html(f"<p>{html.escape(text)}</p>", inline=False).text == drawn
 
 
 @given(st.text())
@@ -534,3 +535,14 @@ def test_no_region_can_raise(control: Control, value: dict[str, Any]) -> None:
     )
     for span in found.spans[0]:
         assert 0 <= span.start < span.end <= len(UNITS[control.type][0].text)
+
+
+def test_blocks_break_words_where_no_white_space_does() -> None:
+    unit = unit_of_html("<table><tr><td>Ivan <b>Pet</b>rov</td><td>Plovdiv</td></tr></table><p>Paris</p>", inline=True)
+    assert unit.text == "Ivan PetrovPlovdivParis"
+    assert unit.breaks == (11, 18)
+    assert [word.text for word in segment.words(unit.text, unit.breaks)] == ["Ivan", "Petrov", "Plovdiv", "Paris"]
+
+
+def test_inline_elements_do_not_break() -> None:
+    assert unit_of_html("<p>un<em>believ</em>able<br>news</p>", inline=False).breaks == ()

@@ -309,3 +309,13 @@ def test_confidence_is_a_probability(probabilities: list[float]) -> None:
     found = segment.confidence(probabilities)
     assert math.isfinite(found)
     assert 0 < found <= 1 + 1e-12
+
+
+def test_neither_a_word_nor_a_span_goes_over_a_break() -> None:
+    text = "Ivan PetrovPlovdiv Paris"
+    words = segment.words(text, (11, 18))
+    assert [word.text for word in words] == ["Ivan", "Petrov", "Plovdiv", "Paris"]
+    assert segment.sentence_starts(text, words, (11, 18)) == [True, False, True, True]
+    tagged = [TaggedWord(word, tag, 0.5) for word, tag in zip(words, ["B-x", "I-x", "I-x", "I-x"], strict=True)]
+    spans = [text[span.start : span.end] for span in segment.stitch(tagged, (11, 18))]
+    assert spans == ["Ivan Petrov", "Plovdiv", "Paris"]
