@@ -174,6 +174,10 @@ def _draft_head(own: dict[str, Any], path: Path) -> Path | None:
 def _digest(path: Path) -> str:
     digest = hashlib.sha256(_PREDICTION_CODE.encode())
     for file in sorted(path.iterdir()):
+        if file.name == "gner.json":  # without its scores: to measure a checkpoint does not change it
+            own = {key: value for key, value in _read_json(file).items() if key != "scores"}
+            digest.update(f"\0{file.name}\0{json.dumps(own, sort_keys=True)}\0".encode())
+            continue
         if file.is_file() and any(file.match(pattern) for pattern in (*_WEIGHTS, *_OTHER_FILES)):
             size = file.stat().st_size
             digest.update(f"\0{file.name}\0{size}\0".encode())
@@ -249,7 +253,7 @@ def load(
     `all_gpus` lays the layers over all of them, with `device` for the inputs. `quantization` is bitsandbytes'.
     Raises CheckpointError if the files do not make a model, or do not fit into the device's memory.
     """
-    transformers_logging.disable_progress_bar()  # it would run through the log of a server
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not into a server's log
     placement = _placement(device, dtype, all_gpus=all_gpus, quantization=quantization)
     auto_class = AutoModelForSeq2SeqLM if checkpoint.kind == "seq2seq" else AutoModelForCausalLM
     try:

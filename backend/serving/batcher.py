@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -138,6 +138,14 @@ class Batcher:
             self._metrics.queued_windows.set(len(self._waiting))
             self._changed.notify_all()
         return future
+
+    def promote(self, futures: "Collection[Future[Decoded]]", priority: Priority) -> None:
+        """Somebody more urgent waits for these, too: what is still queued of them moves up."""
+        wanted = set(map(id, futures))
+        with self._changed:
+            for waiting in self._waiting:
+                if id(waiting.future) in wanted and priority < waiting.order[0]:
+                    waiting.order = (priority, waiting.order[1])
 
     def _run(self) -> None:
         try:

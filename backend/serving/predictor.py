@@ -13,6 +13,7 @@ from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass, field
 
 from backend.engine.codec import Codec, Decoded
+from backend.errors import BackendError
 from backend.metrics import Metrics
 from backend.ner import segment
 from backend.ner.spans import TaggedWord, Window
@@ -70,8 +71,9 @@ class Predictor:
 
     def stop(self) -> None:
         """Finish what the model has answered."""
-        self._finished.put(None)
-        self._finisher.join()
+        if self._finisher.is_alive():
+            self._finished.put(None)
+            self._finisher.join()
 
     def predict(self, queries: Sequence[Query], timeout_s: float, priority: Priority) -> list[TextPrediction | None]:
         """One item per query, in order; None for what is not done after `timeout_s`, or could not be done.
@@ -81,21 +83,27 @@ class Predictor:
         deadline_s = time.monotonic() + timeout_s
         keys = [self._key(query) for query in queries]
         wanted = dict(zip(keys, queries, strict=True))
-        pending = self._in_flight_of(wanted)
+        pending = self._in_flight_of(wanted, priority)
         answers = self._cached([key for key in wanted if key not in pending])
         missing = {key: query for key, query in wanted.items() if key not in answers and key not in pending}
         for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values())), strict=True):
             pending[key] = self._start_or_join(key, query, draft, deadline_s, priority)
         wait_for_futures(pending.values(), max(0.0, deadline_s - time.monotonic()))
-        # a text that could not be decoded (the model's thread has logged why) must not take the others with it
-        answers |= {key: future.result() for key, future in pending.items() if future.done() and not future.exception()}
+        for key, future in pending.items():
+            if future.done():
+                error = future.exception()
+                if isinstance(error, BackendError):
+                    raise error
+                # a text that could not be decoded (the model's thread has logged why) must not take the others with it
+                if error is None:
+                    answers[key] = future.result()
         self._metrics.deadline_misses.inc(len(wanted) - len(answers))
         return [answers.get(key) for key in keys]
 
     def prefetch(self, queries: Sequence[Query]) -> None:
         """Start what is not cached yet, at the lowest priority, and wait for the model only, if it still loads."""
         wanted = {self._key(query): query for query in queries}
-        known = self._in_flight_of(wanted).keys() | self._cached(list(wanted)).keys()
+        known = self._in_flight_of(wanted, Priority.BACKGROUND).keys() | self._cached(list(wanted)).keys()
         missing = {key: query for key, query in wanted.items() if key not in known}
         for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values())), strict=True):
             self._start_or_join(key, query, draft, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
@@ -113,10 +121,12 @@ class Predictor:
             return [None] * len(queries)
         return self._cache.peek_many([self._key_of(version, query) for query in queries])
 
-    def _in_flight_of(self, keys: Iterable[str]) -> "dict[str, Future[TextPrediction]]":
+    def _in_flight_of(self, keys: Iterable[str], priority: Priority) -> "dict[str, Future[TextPrediction]]":
         """To be asked before the cache: what leaves the flight in between is in the cache by then."""
         with self._lock:
-            return {key: self._in_flight[key].answer for key in keys if key in self._in_flight}
+            jobs = {key: self._in_flight[key] for key in keys if key in self._in_flight}
+        self._batcher.promote([future for job in jobs.values() for future in job.decoded], priority)
+        return {key: job.answer for key, job in jobs.items()}
 
     def _cached(self, keys: Sequence[str]) -> dict[str, TextPrediction]:
         hits = zip(keys, self._cache.get_many(keys), strict=True)

@@ -89,9 +89,7 @@ def test_a_trailing_slash_changes_nothing(saved_t5: Path) -> None:
     assert checkpoints.resolve(f"{saved_t5}/").version == checkpoints.resolve(str(saved_t5)).version
 
 
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "config.json", "tokenizer.json", "gner.json", "generation_config.json"]
-)
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
 def test_the_version_changes_with_any_byte_of_what_predictions_depend_on(folder: Path, file: str) -> None:
     write_gner_json(folder, template="{labels} : {sentence}")
     before = checkpoints.resolve(str(folder)).version
@@ -102,6 +100,15 @@ def test_the_version_changes_with_any_byte_of_what_predictions_depend_on(folder:
     else:
         content[-1] ^= 1
     (folder / file).write_bytes(content)
+    assert checkpoints.resolve(str(folder)).version != before
+
+
+def test_the_version_changes_with_the_prompt_and_not_with_the_scores(folder: Path) -> None:
+    write_gner_json(folder, template="{labels} : {sentence}")
+    before = checkpoints.resolve(str(folder)).version
+    write_gner_json(folder, template="{labels} : {sentence}", scores={"wikigold": 0.7})
+    assert checkpoints.resolve(str(folder)).version == before
+    write_gner_json(folder, template="{labels} > {sentence}")
     assert checkpoints.resolve(str(folder)).version != before
 
 

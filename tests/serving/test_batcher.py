@@ -92,6 +92,19 @@ def test_the_most_urgent_go_first(engine: FakeEngine, start: Callable[..., Batch
     ]
 
 
+def test_what_somebody_more_urgent_waits_for_moves_up(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+    batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
+    occupy(engine, batcher)
+    futures = [batcher.submit(prompt(word), Priority.BACKGROUND) for word in "abc"]
+    futures.append(batcher.submit(prompt("bulk"), Priority.BULK))
+    batcher.promote([futures[2]], Priority.OPEN_TASK)
+    batcher.promote([futures[3]], Priority.BACKGROUND)  # nothing moves down
+    engine.decoder.gate.set()
+    for future in futures:
+        future.result(TIMEOUT_S)
+    assert [batch[0][0] for batch in engine.decoder.batches[1:]] == ["c", "bulk", "a", "b"]
+
+
 def test_a_poison_prompt_does_not_take_its_batch_mates_along(
     engine: FakeEngine, start: Callable[..., Batcher], caplog: pytest.LogCaptureFixture
 ) -> None:

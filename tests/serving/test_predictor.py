@@ -194,15 +194,26 @@ def test_a_text_that_cannot_be_decoded_is_missing_and_tried_anew_next_time(
     assert serving.predict("poison") == [[]]
 
 
-def test_stop_ends_the_finisher_whatever_has_arrived_meanwhile(engine: FakeEngine, valkey: redis.Redis) -> None:
-    engine.decoder.gate.set()
-    for _ in range(30):
-        serving = Serving(engine, valkey)
-        serving.predictor.predict([Query(" ", PERSON), Query("", PERSON)], 0.0, Priority.BULK)
-        stopping = threading.Thread(target=serving.stop, daemon=True)
-        stopping.start()
-        stopping.join(TIMEOUT_S)
-        assert not stopping.is_alive()
+def test_stop_ends_the_finisher_though_more_has_arrived_meanwhile(
+    engine: FakeEngine, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = Serving(engine, valkey)
+    busy, go_on = threading.Event(), threading.Event()
+
+    def put_slowly(_: object) -> None:
+        busy.set()
+        assert go_on.wait(TIMEOUT_S)
+
+    monkeypatch.setattr(serving.cache, "put_many", put_slowly)
+    serving.predict(" ", timeout_s=0.0)
+    assert busy.wait(TIMEOUT_S)
+    serving.predict("", timeout_s=0.0)  # stands in the finisher's queue, and the sign to stop behind it
+    stopping = threading.Thread(target=serving.stop, daemon=True)
+    stopping.start()
+    stopping.join(0.05)
+    go_on.set()
+    stopping.join(TIMEOUT_S)
+    assert not stopping.is_alive()
 
 
 def test_without_redis_predictions_go_on(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
