@@ -306,7 +306,8 @@ class ExactDecoder:
             masked[index, : len(columns)] = logits[index, columns]
         choices = self.choose(masked, [(rows[row].prompt, check) for row, check in flat])
         chosen = np.take_along_axis(masked, choices[:, None], 1)
-        probabilities = 1 / np.exp(masked - chosen).sum(1)
+        with np.errstate(over="ignore"):  # only a choice that a benchmark has overruled can be far from the best
+            probabilities = 1 / np.exp(masked - chosen).sum(1)
         ends = np.cumsum([0] + [len(of_row) for of_row in checks])
         return [
             _Verdicts(choices[a:b].tolist(), probabilities[a:b].tolist(), logits[a:b], legal) for a, b in pairwise(ends)
