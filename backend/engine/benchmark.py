@@ -5,7 +5,7 @@ decoding alike, so that what is accepted and refused is realistic.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from backend.engine.family import CausalFamily, Family, T5Family
 from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
 from backend.ner.prompt import CAUSAL_WRAPPER, PromptFormat
+
+# A logit that no model's own comes near.
+_OVERRULED = 1e4
 
 Answers = dict[int, tuple[int, ...]]  # id of a prompt -> the tags that are right
 
@@ -114,11 +117,14 @@ class OverruledExactDecoder(ExactDecoder):
 
     answers: Answers
 
-    def choose(self, masked: NDArray[np.float32], asked: Sequence[tuple[EncodedPrompt, Check]]) -> NDArray[np.intp]:
-        super().choose(masked, asked)
-        return np.array(
-            [_right_option(self.answers[id(p)], p, c.word, c.decision.offset, c.decision.tokens) for p, c in asked]
-        )
+    def overrule(
+        self, logits: NDArray[np.float32], asked: Sequence[tuple[EncodedPrompt, Check]], column: Mapping[int, int]
+    ) -> NDArray[np.float32]:
+        for row, (prompt, check) in enumerate(asked):
+            path = prompt.codes[check.word].grammar.paths[self.answers[id(prompt)][check.word]]
+            if check.decision.offset < len(path) and path[check.decision.offset] in column:
+                logits[row, column[path[check.decision.offset]]] = _OVERRULED
+        return logits
 
 
 class OverruledSequentialDecoder(SequentialDecoder):
@@ -158,7 +164,7 @@ class _Force(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # noqa: ARG002
         forced = [target[min(self._step, len(target) - 1)] for target in self._targets]
         rows = torch.arange(len(forced))
-        scores[rows, torch.tensor(forced)] = 1e4
+        scores[rows, torch.tensor(forced)] = _OVERRULED
         self._step += 1
         return scores
 

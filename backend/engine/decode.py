@@ -11,7 +11,7 @@ Sources: speculative verification, Leviathan et al. 2023 (arXiv:2211.17192); Jac
 (arXiv:2305.10427).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Protocol
@@ -300,24 +300,24 @@ class ExactDecoder:
         at_rows = torch.tensor([row for row, _ in flat], device=self._device)
         at_tokens = torch.tensor([check.fed_index for _, check in flat], device=self._device)
         logits = self._family.logits(hidden[at_rows, at_tokens], legal.token_ids).cpu().numpy()
+        logits = self.overrule(logits, [(rows[row].prompt, check) for row, check in flat], legal.column)
         masked = np.full((len(flat), max(len(check.decision.tokens) for _, check in flat)), -np.inf, dtype=np.float32)
         for index, (_, check) in enumerate(flat):
             columns = legal.columns_of(check.decision)
             masked[index, : len(columns)] = logits[index, columns]
-        choices = self.choose(masked, [(rows[row].prompt, check) for row, check in flat])
+        choices = masked.argmax(1)
         chosen = np.take_along_axis(masked, choices[:, None], 1)
-        with np.errstate(over="ignore"):  # only a choice that a benchmark has overruled can be far from the best
-            probabilities = 1 / np.exp(masked - chosen).sum(1)
+        probabilities = 1 / np.exp(masked - chosen).sum(1)
         ends = np.cumsum([0] + [len(of_row) for of_row in checks])
         return [
             _Verdicts(choices[a:b].tolist(), probabilities[a:b].tolist(), logits[a:b], legal) for a, b in pairwise(ends)
         ]
 
-    def choose(
+    def overrule(
         self,
-        masked: NDArray[np.float32],
-        asked: Sequence[tuple[EncodedPrompt, Check]],  # noqa: ARG002  # for a benchmark that knows the answers
-    ) -> NDArray[np.intp]:
-        """The best of each decision's tokens: (decisions, tokens) -> (decisions,)."""
-        choices: NDArray[np.intp] = masked.argmax(1)
-        return choices
+        logits: NDArray[np.float32],
+        asked: Sequence[tuple[EncodedPrompt, Check]],  # noqa: ARG002
+        column: Mapping[int, int],  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        """For a benchmark that knows the answers: logits (checks, columns) as they shall count. `column` of a token."""
+        return logits
