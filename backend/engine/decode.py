@@ -104,7 +104,7 @@ class _Row:
         code = self.prompt.codes[word]
         return len(code.forced) + len(code.grammar.paths[self.tags[word]])
 
-    def feed(self, start_token: int, width: int) -> tuple[list[int], list[Check]]:
+    def feed(self, start_token: int, width: int, stop_when_unsure: bool) -> tuple[list[int], list[Check]]:
         """The next tokens of the drafted answer, at most `width`, and the decisions that they verify."""
         tokens = [] if self.started else [start_token]
         checks: list[Check] = []
@@ -121,7 +121,7 @@ class _Row:
             ]
             checks += checks_of_word
             tokens += (code.forced + code.grammar.paths[self.tags[word]])[skip:]
-            if self.unsure[word] and not self.settled[word]:
+            if stop_when_unsure and self.unsure[word] and not self.settled[word]:
                 # its decision is verified at the last fed token, and nothing is run behind a draft that is likely wrong
                 width = min(width, checks_of_word[0].fed_index + 1)
             if len(tokens) > width:  # not at equality: the last fed token may predict the next word's first decision
@@ -225,10 +225,11 @@ class ExactDecoder:
     def __init__(
         self, family: Family, window_tokens: int, drafter: Drafter | None = None, *, sure: float = 0.0
     ) -> None:
-        """`window_tokens` bounds what one pass runs per row: short keeps a wrong draft cheap, long saves passes.
+        """`window_tokens` bounds what one pass runs of a prompt alone, and half of it what one runs of each in a batch:
+        short keeps a wrong draft cheap, long saves passes.
 
-        `drafter` guesses for a model that has no draft head. A guess of less probability than `sure` ends the
-        window: fewer tokens are run in vain, in more passes.
+        `drafter` guesses for a model that has no draft head. A guess of less probability than `sure` ends the window of
+        a prompt that is alone: fewer tokens are run in vain, in more passes.
         """
         self.work = Work()
         self._family = family
@@ -259,7 +260,11 @@ class ExactDecoder:
         self._draft(rows, memory)
         legal = _LegalTokens({code.grammar for row in rows for code in row.prompt.codes}, self._device)
         while rows:
-            feeds = [row.feed(start, self._window_tokens) for row, start in zip(rows, memory.start_tokens, strict=True)]
+            alone = len(rows) == 1
+            # in a batch every row is padded to the widest: a short window is the better bound there, and a row that
+            # stops early would only wait
+            width = self._window_tokens if alone else max(1, self._window_tokens // 2)
+            feeds = [row.feed(start, width, alone) for row, start in zip(rows, memory.start_tokens, strict=True)]
             fed = [tokens for tokens, _ in feeds]
             hidden = self._family.forward(memory, memory.feed(fed, self._device))
             self.work.passes += 1
