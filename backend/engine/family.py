@@ -50,6 +50,20 @@ def pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def _encode(model: Any, prompts: Sequence[EncodedPrompt], start_token: int) -> Memory:
+    """Run the encoder; the target is still empty."""
+    ids, mask = pad([prompt.source_ids for prompt in prompts], model.device)
+    target = DynamicCache()
+    return Memory(
+        cache=EncoderDecoderCache(target, DynamicCache()),
+        target=target,
+        start_tokens=[start_token] * len(prompts),
+        filled=[0] * len(prompts),
+        source_hidden=model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state,
+        source_mask=mask,
+    )
+
+
 def _rows_of_head(hidden: Tensor, head: Any, token_ids: Tensor) -> Tensor:
     """The linear layer `head` at these tokens alone: (positions, tokens) in float32. It may lie on another GPU."""
     token_ids = token_ids.to(head.weight.device)
@@ -67,17 +81,7 @@ class T5Family:
         self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
-        ids, mask = pad([prompt.source_ids for prompt in prompts], self.model.device)
-        hidden = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        target = DynamicCache()
-        return Memory(
-            cache=EncoderDecoderCache(target, DynamicCache()),
-            target=target,
-            start_tokens=[self.model.config.decoder_start_token_id] * len(prompts),
-            filled=[0] * len(prompts),
-            source_hidden=hidden,
-            source_mask=mask,
-        )
+        return _encode(self.model, prompts, self.model.config.decoder_start_token_id)
 
     def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:  # noqa: ARG002
         return None
@@ -109,17 +113,7 @@ class BertToBertFamily:
         self._head = model.decoder.cls.predictions
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
-        ids, mask = pad([prompt.source_ids for prompt in prompts], self.model.device)
-        hidden = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        target = DynamicCache()
-        return Memory(
-            cache=EncoderDecoderCache(target, DynamicCache()),
-            target=target,
-            start_tokens=[self.model.generation_config.decoder_start_token_id] * len(prompts),
-            filled=[0] * len(prompts),
-            source_hidden=hidden,
-            source_mask=mask,
-        )
+        return _encode(self.model, prompts, self.model.generation_config.decoder_start_token_id)
 
     def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:
         places = [prompt.places for prompt in prompts if prompt.places is not None]
