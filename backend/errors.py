@@ -40,12 +40,6 @@ class Unauthorized(BackendError):
     status = 401
 
 
-class NotFound(BackendError):
-    """A resource that this backend does not have."""
-
-    status = 404
-
-
 class Gone(BackendError):
     """A resource that existed and does not any more."""
 

@@ -13,8 +13,6 @@ from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn, configured from our settings instead of a file or its own flags."""
@@ -58,5 +56,4 @@ def _end_arbiter(error: BaseException) -> None:
 
 def run(settings: Settings) -> None:
     """Serve until a signal says stop."""
-    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
     _Web(settings).run()

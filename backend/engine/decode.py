@@ -108,8 +108,6 @@ class _Row:
         """The next tokens of the drafted answer, at most `width`, and the decisions that they verify."""
         tokens = [] if self.started else [start_token]
         checks: list[Check] = []
-        if self.done:
-            return [], []
         for word in range(self.word, len(self.tags)):
             self._legalise(word)
             code = self.prompt.codes[word]
@@ -271,7 +269,7 @@ class ExactDecoder:
             self.work.decoder_tokens += hidden.shape[0] * hidden.shape[1]
             verdicts = self._verdicts(hidden, rows, [checks for _, checks in feeds], legal)
             accepted = [
-                row.apply(len(tokens), checks, verdict) if tokens else 0
+                row.apply(len(tokens), checks, verdict)
                 for row, (tokens, checks), verdict in zip(rows, feeds, verdicts, strict=True)
             ]
             staying = [index for index, row in enumerate(rows) if not row.done]

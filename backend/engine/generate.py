@@ -14,7 +14,17 @@ from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
 from backend.engine.family import pad
 from backend.ner.prompt import tag_names
-from backend.ner.structure import structure
+from backend.ner.structure import Respell, structure
+
+
+def respelling(tokenizer: Any) -> Respell:
+    """Words as a tokenizer writes them back: what it cannot represent becomes what the model would have written."""
+
+    def respell(words: Sequence[str]) -> Sequence[str]:
+        spelled: list[str] = tokenizer.batch_decode(tokenizer(list(words))["input_ids"], skip_special_tokens=True)
+        return spelled
+
+    return respell
 
 
 class GenerateDecoder:
@@ -82,9 +92,8 @@ class GenerateDecoder:
         return text
 
     def _respell(self, words: Sequence[str]) -> list[str]:
-        """Words as the model can write them."""
-        spelt = [self._tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-        return [str(self._tokenizer.decode(ids)).strip() for ids in spelt]
+        """Words as the model can write them, without the space that some tokenizers put before each."""
+        return [word.strip() for word in respelling(self._tokenizer)(words)]
 
     def _scores(self, output: Any, answers: Tensor) -> list[float]:
         beams = output.beam_indices if self._num_beams > 1 else None

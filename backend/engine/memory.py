@@ -43,8 +43,7 @@ class Memory:
         width = max(map(len, fed))
         tokens = [list(row) + [0] * (width - len(row)) for row in fed]
         positions = [
-            [filled + min(i, max(len(row) - 1, 0)) for i in range(width)]
-            for filled, row in zip(self.filled, fed, strict=True)
+            [filled + min(i, len(row) - 1) for i in range(width)] for filled, row in zip(self.filled, fed, strict=True)
         ]
         filled = torch.tensor(self.filled, device=device)[:, None]
         lengths = torch.tensor([len(row) for row in fed], device=device)[:, None]

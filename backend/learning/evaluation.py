@@ -24,6 +24,7 @@ from backend.engine.codec import Codec, EncodedPrompt
 from backend.engine.decode import Decoder, ExactDecoder
 from backend.engine.draft_head import best_tags
 from backend.engine.family import Family
+from backend.engine.generate import respelling
 from backend.errors import CorpusError
 from backend.learning.corpora import SPLITS, Corpus, Sentence, mentions, read_corpora
 from backend.ner.prompt import OUTSIDE
@@ -291,16 +292,6 @@ def score_predictions(predictions: Sequence[Prediction], respell: Respell | None
 def average_f1(scores: dict[str, Counts]) -> float:
     """The paper's average: every dataset counts the same."""
     return sum(counts.f1 for counts in scores.values()) / len(scores)
-
-
-def respelling(tokenizer: Any) -> Respell:
-    """Words as a tokenizer writes them back: what it cannot represent becomes what the model would have written."""
-
-    def respell(words: Sequence[str]) -> Sequence[str]:
-        spelled: list[str] = tokenizer.batch_decode(tokenizer(list(words))["input_ids"], skip_special_tokens=True)
-        return spelled
-
-    return respell
 
 
 # -- the command
