@@ -40,6 +40,42 @@ class Unauthorized(BackendError):
     status = 401
 
 
+class UnknownProject(BackendError):
+    """A project that nothing is stored of, or a name that several projects share."""
+
+    status = 404
+
+
+class UnknownVersion(BackendError):
+    """A model version that the project does not have."""
+
+    status = 404
+
+
+class NothingToForget(BackendError):
+    """A task or annotation that no example is of."""
+
+    status = 404
+
+
+class CorruptVersion(BackendError):
+    """A model version whose files are missing or are not those that were published."""
+
+    status = 409
+
+
+class NothingToRollBack(BackendError):
+    """A project that has never been served another version."""
+
+    status = 409
+
+
+class NotEnoughExamples(BackendError):
+    """Too few accepted annotations to train on."""
+
+    status = 409
+
+
 class Gone(BackendError):
     """A resource that existed and does not any more."""
 
@@ -50,6 +86,12 @@ class NotImplementedYet(BackendError):
     """Something of Label Studio's protocol that this version does not do."""
 
     status = 501
+
+
+class LabelStudioUnavailable(BackendError):
+    """Label Studio's API does not answer, or refuses the key."""
+
+    status = 502
 
 
 class ModelNotReady(BackendError):
@@ -74,3 +116,7 @@ class CheckpointError(BackendError):
 
 class CorpusError(BackendError):
     """A corpus file that is missing or malformed."""
+
+
+class AdapterError(BackendError):
+    """Adapter weights that do not fit the loaded checkpoint."""
