@@ -6,7 +6,7 @@ decoding alike, so that what is accepted and refused is realistic.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers import (
 
 from backend.engine.checkpoint import LoadedModel
 from backend.engine.codec import Codec, EncodedPrompt, Limits
-from backend.engine.decode import Check, Decoder, ExactDecoder
+from backend.engine.decode import Check, Decoder, ExactDecoder, Work
 from backend.engine.drafter import Drafter
 from backend.engine.family import CausalFamily, Family, T5Family
 from backend.engine.generate import GenerateDecoder
@@ -55,43 +55,63 @@ class Measurement:
     peak_mib: float
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What one way of decoding has taken so far."""
+
+    decoder: Decoder
+    latencies_s: list[float] = field(default_factory=list)
+    tags: list[tuple[str, ...]] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+    def decode(self, batch: Sequence[EncodedPrompt], device: torch.device) -> None:
+        peak_mib, started_s = _peak_memory(device), time.perf_counter()
+        decoded = self.decoder.decode(batch)
+        self.latencies_s.append(time.perf_counter() - started_s)
+        self.peak_mib = max(self.peak_mib, peak_mib())
+        self.tags += [one.tags for one in decoded]
+
+
 def measure(
     model: str,
-    decoding: str,
-    decoder: Decoder,
+    decoders: Mapping[str, Decoder],
     prompts: Sequence[EncodedPrompt],
     batch_size: int,
     reference: Sequence[tuple[str, ...]],
     device: torch.device,
-) -> Measurement:
-    """Decode all prompts in batches, in the order given. `reference` are the tags that are right."""
+) -> list[Measurement]:
+    """Decode all prompts in batches, in the order given. `reference` are the tags that are right.
+
+    All ways take turns at each batch, so that whatever else the machine does meets them alike.
+    """
     batches = [prompts[begin : begin + batch_size] for begin in range(0, len(prompts), batch_size)]
-    decoder.decode(batches[0])  # warm-up
-    work = decoder.work
-    before = (work.passes, work.decoder_tokens, work.output_tokens)
-    peak_mib = _peak_memory(device)
-    latencies_s, tags = [], []
+    for decoder in decoders.values():
+        decoder.decode(batches[0])  # warm-up
+        decoder.work = Work()
+    tallies = {name: _Tally(decoder) for name, decoder in decoders.items()}
     for batch in batches:
-        started_s = time.perf_counter()
-        decoded = decoder.decode(batch)
-        latencies_s.append(time.perf_counter() - started_s)
-        tags += [one.tags for one in decoded]
-    passes, tokens, output = (
-        after - b for after, b in zip((work.passes, work.decoder_tokens, work.output_tokens), before, strict=True)
-    )
-    words = [(a, b) for x, y in zip(tags, reference, strict=True) for a, b in zip(x, y, strict=True)]
+        for tally in tallies.values():
+            tally.decode(batch, device)
+    return [_measurement(model, name, tally, batch_size, reference) for name, tally in tallies.items()]
+
+
+def _measurement(
+    model: str, decoding: str, tally: _Tally, batch_size: int, reference: Sequence[tuple[str, ...]]
+) -> Measurement:
+    work, latencies_s = tally.decoder.work, tally.latencies_s
+    words = [(a, b) for x, y in zip(tally.tags, reference, strict=True) for a, b in zip(x, y, strict=True)]
     return Measurement(
         model=model,
         decoding=decoding,
         batch_size=batch_size,
-        sentences=len(prompts),
-        sentences_per_s=len(prompts) / sum(latencies_s),
+        sentences=len(tally.tags),
+        sentences_per_s=len(tally.tags) / sum(latencies_s),
         p50_ms=float(np.percentile(latencies_s, 50)) * 1e3,
         p95_ms=float(np.percentile(latencies_s, 95)) * 1e3,
-        passes_per_call=passes / len(batches),
-        tau=tokens / output,
+        passes_per_call=work.passes / len(latencies_s),
+        tau=work.decoder_tokens / work.output_tokens,
         equal_words=sum(a == b for a, b in words) / len(words),
-        peak_mib=peak_mib(),
+        peak_mib=tally.peak_mib,
     )
 
 
@@ -297,10 +317,9 @@ def run(case: Case, batch_sizes: Sequence[int], window: int, sure: float) -> Ite
     decoders = _decoders(case, answers, window, sure)
     reference = [one.tags for one in decoders["sequential"].decode(prompts)]
     for batch_size in batch_sizes:
-        for name, decoder in decoders.items():
-            if name == "sequential" and batch_size > 1:
-                continue  # one prompt at a time, whatever the batch
-            yield measure(case.name, name, decoder, prompts, batch_size, reference, case.loaded.device)
+        # sequential decodes one prompt at a time, whatever the batch
+        timed = {name: decoder for name, decoder in decoders.items() if batch_size == 1 or name != "sequential"}
+        yield from measure(case.name, timed, prompts, batch_size, reference, case.loaded.device)
 
 
 def _decoders(case: Case, answers: Answers | None, window: int, sure: float) -> dict[str, Decoder]:

@@ -129,9 +129,11 @@ class _Row:
         return tokens[:width], [check for check in checks if check.fed_index < width]
 
     def _legalise(self, word: int) -> None:
-        """An I- that may not stand here becomes B-: a draft may be wrong, but must be legal."""
+        """A draft may be wrong, but must be legal: an I- that may not stand here goes on with the label of the word
+        before, which a correction has changed, or begins one of its own."""
         if not self._is_legal(word):
-            self.tags[word] -= 1
+            before = self.tags[word - 1] if word else 0
+            self.tags[word] = before + before % 2 if before else self.tags[word] - 1
 
     def _is_legal(self, word: int) -> bool:
         return bool(self.allowed(word) >> self.tags[word] & 1)
@@ -226,8 +228,8 @@ class ExactDecoder:
         """`window_tokens` bounds what one pass runs of a prompt alone, and half of it what one runs of each in a batch:
         short keeps a wrong draft cheap, long saves passes.
 
-        `drafter` guesses for a model that has no draft head. A guess of less probability than `sure` ends the window of
-        a prompt that is alone: fewer tokens are run in vain, in more passes.
+        `drafter` guesses for a model that has no draft head. A guess of the model's own head of less probability than
+        `sure` ends the window of a prompt that is alone: fewer tokens are run in vain, in more passes.
         """
         self.work = Work()
         self._family = family
@@ -286,12 +288,14 @@ class ExactDecoder:
             drafts = drafts_of(logits, prompts)
         elif self._drafter is not None:
             drafts = self._drafter.draft(prompts)
+        # another checkpoint's probabilities say little of where this one will differ: see docs/decisions.md
+        sure = self._sure if logits is not None else 0.0
         for row, draft in zip(rows, drafts, strict=False):
             if draft is not None:
                 row.label_tags = draft.label_tags
                 if row.prompt.draft is None:
                     row.tags = draft.tags
-                    row.unsure = [probability < self._sure for probability in draft.probabilities]
+                    row.unsure = [probability < sure for probability in draft.probabilities]
 
     def _verdicts(
         self, hidden: Tensor, rows: Sequence[_Row], checks: Sequence[Sequence[Check]], legal: _LegalTokens

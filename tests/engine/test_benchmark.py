@@ -15,7 +15,7 @@ from backend.engine.benchmark import (
     measure,
     table,
 )
-from backend.engine.decode import Decoder
+from backend.engine.decode import Decoder, ExactDecoder
 from backend.engine.sequential import SequentialDecoder
 from backend.ner.prompt import tag_names
 
@@ -59,6 +59,20 @@ def test_overruled_decoders_answer_what_they_are_told(family: str, kind: str) ->
     assert decoded == expected
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_corrected_label_takes_the_words_behind_along(family: str) -> None:
+    loaded, codec = tiny.FAMILIES[family]()
+    names = tag_names(LABELS)
+    draft = ["O", "B-work", "I-work", "I-work", "I-work", "I-work", "O"]
+    right = tuple(names.index(tag.replace("work", "city")) for tag in draft)
+    prompt = codec.encode(LABELS, VOCABULARY[: len(draft)], draft)
+    decoder = OverruledExactDecoder(loaded, 1_000)
+    decoder.answers = {id(prompt): right}
+    [answer] = decoder.decode([prompt])
+    assert answer.tags == tuple(names[tag] for tag in right)
+    assert decoder.work.passes == 2  # one that corrects the first word, one that verifies all others
+
+
 @pytest.mark.parametrize("family", ["t5", "bert"])
 def test_generation_held_to_the_grammar_decides_as_constrained_decoding_does(family: str) -> None:
     loaded, codec = tiny.FAMILIES[family]()
@@ -73,12 +87,15 @@ def test_a_measurement_counts_what_was_done() -> None:
     loaded, codec = tiny.bert()
     prompts = [codec.encode(LABELS, _told(seed, 5)[0]) for seed in range(5)]
     reference = [answer.tags for answer in SequentialDecoder(loaded).decode(prompts)]
-    measurement = measure("tiny", "sequential", SequentialDecoder(loaded), prompts, 2, reference, torch.device("cpu"))
-    assert (measurement.sentences, measurement.equal_words) == (5, 1.0)
-    assert measurement.tau == pytest.approx(1.0, abs=0.1)
+    decoders = {"sequential": SequentialDecoder(loaded), "exact": ExactDecoder(loaded, 16)}
+    one, other = measure("tiny", decoders, prompts, 2, reference, torch.device("cpu"))
+    assert (one.decoding, one.sentences, one.equal_words) == ("sequential", 5, 1.0)
+    assert (other.decoding, other.sentences, other.equal_words) == ("exact", 5, 1.0)
+    assert one.tau == pytest.approx(1.0, abs=0.1)
+    assert other.passes_per_call < one.passes_per_call
     wrong = [("B-city",) * len(tags) for tags in reference]
-    other = measure("tiny", "sequential", SequentialDecoder(loaded), prompts, 2, wrong, torch.device("cpu"))
-    assert other.equal_words < 1.0
+    one, _ = measure("tiny", decoders, prompts, 2, wrong, torch.device("cpu"))
+    assert one.equal_words < 1.0
 
 
 def test_table_and_chart_show_the_speed_up_over_generate() -> None:
