@@ -4,6 +4,7 @@ import hashlib
 import logging
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ _SOCKET_NAME = "valkey.sock"
 # sockaddr_un holds 108 bytes on Linux, 104 on macOS
 _MAX_SOCKET_PATH_BYTES = 100
 _TIMEOUT_S = 2.0
+_LOOK_S = 1.0  # how often to see whether the embedded store is still there
 
 
 def embedded_url(store_dir: Path) -> str:
@@ -53,28 +55,72 @@ def connect(url: str) -> redis.Redis:
 
 
 @contextmanager
+def answering() -> Iterator[None]:
+    """For what cannot be done without the store. Raises StoreUnavailable, saying what is wrong with it."""
+    try:
+        yield
+    except redis.AuthenticationError as error:
+        raise StoreUnavailable(f"the store refuses REDIS_URL's user or password: {error}") from error
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise StoreUnavailable(f"the store does not answer: {error}") from error
+    except redis.ResponseError as error:  # no room left, a disk that is full, a replica that must not be written
+        raise StoreUnavailable(f"the store refuses a command: {error}") from error
+
+
+@contextmanager
 def embedded(store_dir: Path) -> Iterator[str]:
-    """Run a Valkey with an append-only file in `store_dir`; yields its URL.
+    """Run a Valkey with an append-only file in `store_dir`; yields its URL. One that dies is started again.
 
     One that a killed backend left running there is taken over, and stopped in the end like our own.
     """
     url = embedded_url(store_dir)
     client = connect(url)
-    if _answers(client):
+    servers: list[ValkeyServer] = []
+    if answers(client):
         log.info("the embedded store of %s still runs; taking it over", store_dir)
-        try:
-            yield url
-        finally:
-            _shut_down(client)
-        return
-    server = _start(store_dir)
+    else:
+        servers.append(_start(store_dir))
+    stopping = threading.Event()
+
+    def keep() -> None:
+        while not stopping.wait(_LOOK_S):
+            if _is_gone(client):
+                log.warning("the embedded store of %s has died; starting it again", store_dir)
+                try:
+                    for server in servers:
+                        server.terminate()  # reaps it
+                    servers[:] = [_start(store_dir)]
+                except StoreUnavailable as error:
+                    log.error("%s", error)
+
+    keeper = threading.Thread(target=keep, name="store", daemon=True)
+    keeper.start()
     try:
         yield url
     finally:
-        server.stop()
+        stopping.set()
+        keeper.join()
+        for server in servers:
+            server.stop()
+        if not servers:
+            _shut_down(client)
 
 
-def _answers(client: redis.Redis) -> bool:
+def _is_gone(client: redis.Redis) -> bool:
+    """Nobody listens there any more. A server that is merely slow is left alone."""
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
+                return True
+            cause = cause.__context__
+    return False
+
+
+def answers(client: redis.Redis) -> bool:
+    """Whether a store is there and ready."""
     try:
         return bool(client.ping())
     except redis.RedisError:
@@ -99,7 +145,8 @@ def _start(store_dir: Path) -> ValkeyServer:
         port=0,  # no TCP: the socket is the only way in
         data_dir=store_dir,
         unix_socket_path=_socket_path(store_dir),
-        config={"appendonly": "yes", "appendfsync": "everysec"},
+        # on the disk before we answer: an annotation that was acknowledged must outlive a loss of power, too
+        config={"appendonly": "yes", "appendfsync": "always"},
         persist=True,
     )
     # Ctrl-C in a terminal reaches the whole process group; the store must outlive those who use it. A blocked signal

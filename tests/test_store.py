@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from backend import store
 from backend.errors import InvalidSettings, StoreUnavailable
+
+START_S = 30.0
 
 
 @pytest.fixture
@@ -51,6 +55,40 @@ def test_a_write_survives_the_servers_sudden_death(folder: Path) -> None:
         os.kill(pid_of(client), signal.SIGKILL)
     with store.embedded(folder) as url, store.connect(url) as client:
         assert client.get("a") == b"1"
+
+
+def test_one_that_died_is_started_again_with_all_that_it_had(folder: Path) -> None:
+    with store.embedded(folder) as url, store.connect(url) as client:
+        client.set("a", "1")
+        before = pid_of(client)
+        os.kill(before, signal.SIGKILL)
+        deadline_s = time.monotonic() + START_S
+        while not store.answers(client):
+            assert time.monotonic() < deadline_s, "nobody started it again"
+            time.sleep(0.1)
+        assert client.get("a") == b"1"
+        again = pid_of(client)
+        assert again != before
+    with pytest.raises(ProcessLookupError):
+        os.kill(again, 0)
+
+
+def test_what_is_answered_is_on_the_disk(folder: Path) -> None:
+    with store.embedded(folder) as url, store.connect(url) as client:
+        told: Any = client.config_get("append*")
+        assert (told["appendonly"], told["appendfsync"]) == ("yes", "always")
+
+
+def test_a_store_that_is_away_or_refuses_is_told_in_a_sentence(folder: Path) -> None:
+    with store.connect(store.embedded_url(folder)) as client:
+        assert not store.answers(client)
+        with pytest.raises(StoreUnavailable, match="does not answer"), store.answering():
+            client.ping()
+    with store.embedded(folder) as url, store.connect(url) as client:
+        assert store.answers(client)
+        client.config_set("maxmemory", "1")
+        with pytest.raises(StoreUnavailable, match="refuses"), store.answering():
+            client.set("a", "1")
 
 
 def test_two_folders_never_meet(folder: Path) -> None:
