@@ -5,19 +5,29 @@ what was expected. Secrets (a project's token, task data passwords, the credenti
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from backend.errors import InvalidRequest
 
 _SHOWN_CHARS = 80
 _MAX_ID_DIGITS = 20  # a 64-bit key has 19
+_PROJECT_KEY = re.compile(r"([0-9]{1,20})(\.[0-9]{1,20})?")
+_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectRef:
-    """A project as the ML client names it: "<id>.<created timestamp>", or the bare id."""
+    """A project as the ML client names it: "<id>.<created timestamp>", or the bare id.
+
+    Nothing but digits and a dot, so a key can be part of a path or of a Redis key.
+    """
 
     id: int
     key: str
@@ -29,6 +39,28 @@ class Task:
 
     id: int | None
     data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """An annotation; `result` holds its regions as Label Studio wrote them."""
+
+    id: int
+    task_id: int
+    result: tuple[dict[str, Any], ...]
+    was_cancelled: bool  # the task was skipped
+    ground_truth: bool
+    completed_by: int | None
+    updated_at_us: int  # microseconds since 1970, UTC; 0 where no date was told
+    prediction: dict[str, Any]  # the prediction it started from, whole; empty if there was none
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedTask:
+    """An annotation with the task that it labels."""
+
+    annotation: Annotation
+    task: Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +86,11 @@ class SetupRequest:
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """POST /train: the tasks of a project with their annotations, raw."""
+    """POST /train: all annotations of a project, each with its task."""
 
     project: ProjectRef | None
     label_config: str
-    annotations: tuple[dict[str, Any], ...]
+    items: tuple[AnnotatedTask, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +113,11 @@ class Project:
     """What of a webhook's `project` may be kept."""
 
     id: int
+    key: str  # as ProjectRef.key
     title: str
     label_config: str
     model_version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """An annotation; `result` holds its regions as Label Studio wrote them."""
-
-    id: int
-    task_id: int
-    result: tuple[dict[str, Any], ...]
-    was_cancelled: bool  # the task was skipped
-    ground_truth: bool
-    completed_by: int | None
-    updated_at: str
-    prediction: dict[str, Any]  # the prediction it started from, whole; empty if there was none
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedTask:
-    """An annotation with the task that it labels."""
-
-    annotation: Annotation
-    task: Task
+    updated_at_us: int  # microseconds since 1970, UTC; 0 where it was not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,13 +229,13 @@ def parse_setup(body: object) -> SetupRequest:
 
 
 def parse_train(body: object) -> TrainRequest:
-    """The body of POST /train."""
+    """The body of POST /train; its list `annotations` holds tasks, each with its annotations."""
     fields = _object(body, "the body")
-    annotations = _list(fields.get("annotations"), "annotations")
+    tasks = _list(fields.get("annotations"), "annotations")
     return TrainRequest(
         project=parse_project_ref(fields.get("project")),
         label_config=_string(fields.get("label_config"), "label_config"),
-        annotations=tuple(_object(task, f"annotations[{i}]") for i, task in enumerate(annotations)),
+        items=tuple(item for i, task in enumerate(tasks) for item in parse_annotated_task(task, f"annotations[{i}]")),
     )
 
 
@@ -283,6 +295,61 @@ def parse_task(value: object, name: str = "task") -> Task:
     )
 
 
+def parse_annotated_task(value: object, name: str = "task") -> tuple[AnnotatedTask, ...]:
+    """A task with its `annotations`, as the API and exports write it: an item for each annotation.
+
+    The API tells only the id of the prediction that an annotation started from; the prediction is then found among
+    those of the task.
+    """
+    fields = _object(value, name)
+    task = parse_task(fields, name)
+    predictions = {
+        prediction.get("id"): prediction
+        for prediction in _list(fields.get("predictions") or [], f"{name}.predictions")
+        if isinstance(prediction, dict)  # exports name only their ids
+    }
+    items = []
+    for i, annotation in enumerate(_list(fields.get("annotations") or [], f"{name}.annotations")):
+        known = _object(annotation, f"{name}.annotations[{i}]")
+        prediction = known.get("prediction") or predictions.get(known.get("parent_prediction"))
+        told = {"task": task.id, **known, "prediction": prediction}
+        items.append(AnnotatedTask(parse_annotation(told, f"{name}.annotations[{i}]"), task))
+    return tuple(items)
+
+
+def parse_project(value: object) -> Project:
+    """A project as webhooks and the API write it. Without `created_at` its key is the bare id."""
+    project = _object(value, "project")
+    project_id = _integer(project.get("id"), "project.id")
+    created_at_us = parse_time(project.get("created_at"), "project.created_at")
+    return Project(
+        id=project_id,
+        key=str(project_id) if created_at_us is None else f"{project_id}.{created_at_us // 1_000_000}",
+        title=_optional_string(project.get("title"), "project.title"),
+        label_config=_optional_string(project.get("label_config"), "project.label_config"),
+        model_version=_optional_string(project.get("model_version"), "project.model_version"),
+        updated_at_us=parse_time(project.get("updated_at"), "project.updated_at") or 0,
+    )
+
+
+def parse_time(value: object, name: str) -> int | None:
+    """ISO 8601 -> microseconds since 1970, UTC. Without an offset it is UTC; null and "" are None."""
+    text = _optional_string(value, name)
+    if not text:
+        return None
+    found = _TIME.fullmatch(text)
+    try:
+        if found is None:
+            raise ValueError("not ISO 8601")
+        date, time, fraction, offset = found.groups()
+        moment = datetime.strptime(f"{date} {time} {offset or 'Z'}", "%Y-%m-%d %H:%M:%S %z")
+    except ValueError as error:  # the thirteenth month
+        raise InvalidRequest(
+            f'{name} is {_shown(value)}; expected a time like "2026-11-22T07:43:59.008619Z"'
+        ) from error
+    return (moment - _EPOCH) // timedelta(microseconds=1) + int((fraction or "0").ljust(6, "0")[:6])
+
+
 def parse_project_ref(value: object) -> ProjectRef | None:
     """ "2.1795333437", "2" or 2 -> id 2 and the key as it was sent; null and "" -> None."""
     return None if value is None or value == "" else _project_ref(value, "project")
@@ -290,14 +357,18 @@ def parse_project_ref(value: object) -> ProjectRef | None:
 
 def _project_ref(value: object, name: str) -> ProjectRef:
     key = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    project_id = key.partition(".")[0]
-    if not _is_id(project_id):
+    found = _PROJECT_KEY.fullmatch(key)
+    if found is None:
         raise InvalidRequest(f'{name} is {_shown(value)}; expected "<id>.<created timestamp>" or an id')
-    return ProjectRef(id=int(project_id), key=key)
+    return ProjectRef(id=int(found[1]), key=key)
 
 
 def parse_annotation(value: object, name: str = "annotation") -> Annotation:
-    """An annotation as webhooks and the API write it."""
+    """An annotation as webhooks and the API write it.
+
+    Without `updated_at` it is as old as `created_at` says. Without either it counts as older than any other save of
+    the same annotation: what has a date is never overwritten by what has none.
+    """
     annotation = _object(value, name)
     user = annotation.get("completed_by")
     if isinstance(user, Mapping):  # the API can expand it
@@ -310,9 +381,22 @@ def parse_annotation(value: object, name: str = "annotation") -> Annotation:
         was_cancelled=bool(annotation.get("was_cancelled")),
         ground_truth=bool(annotation.get("ground_truth")),
         completed_by=None if user is None else _integer(user, f"{name}.completed_by"),
-        updated_at=_optional_string(annotation.get("updated_at"), f"{name}.updated_at"),
-        prediction=_object(annotation.get("prediction") or {}, f"{name}.prediction"),
+        updated_at_us=parse_time(annotation.get("updated_at"), f"{name}.updated_at")
+        or parse_time(annotation.get("created_at"), f"{name}.created_at")
+        or 0,
+        prediction=_prediction(annotation, name),
     )
+
+
+def _prediction(annotation: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The prediction that an annotation started from, or empty.
+
+    Label Studio sends the task's prediction of the version that the project shows now, even where the annotation
+    started from another one.
+    """
+    prediction = _object(annotation.get("prediction") or {}, f"{name}.prediction")
+    parent = annotation.get("parent_prediction")
+    return prediction if parent is None or prediction.get("id", parent) == parent else {}
 
 
 def _annotated_tasks(fields: Mapping[str, Any]) -> tuple[AnnotatedTask, ...]:
@@ -331,13 +415,7 @@ def _annotated_tasks(fields: Mapping[str, Any]) -> tuple[AnnotatedTask, ...]:
 
 
 def _project(fields: Mapping[str, Any]) -> Project:
-    project = _object(fields.get("project"), "project")
-    return Project(
-        id=_integer(project.get("id"), "project.id"),
-        title=_optional_string(project.get("title"), "project.title"),
-        label_config=_optional_string(project.get("label_config"), "project.label_config"),
-        model_version=_optional_string(project.get("model_version"), "project.model_version"),
-    )
+    return parse_project(fields.get("project"))
 
 
 def _ids(fields: Mapping[str, Any], name: str) -> tuple[int, ...]:

@@ -91,6 +91,9 @@ def test_project_in_all_its_forms(project: object, expected: object) -> None:
         ({**PREDICT, "project": "abc"}, "project is 'abc'; expected"),
         ({**PREDICT, "project": True}, "project is True; expected"),
         ({**PREDICT, "project": "9" * 5000}, "expected"),
+        ({**PREDICT, "project": "2.1/../3"}, "project is '2.1/../3'; expected"),
+        ({**PREDICT, "project": "2."}, "project is '2.'; expected"),
+        ({**PREDICT, "project": "٢"}, "project is '٢'; expected"),
         ({**PREDICT, "params": {"context": []}}, "params.context is a list of 0; expected an object"),
         ({**PREDICT, "params": {"context": {"result": [1]}}}, "params.context.result[0] is 1; expected an object"),
     ],
@@ -135,7 +138,14 @@ def test_extra_params_that_are_no_object_are_refused(extra_params: object) -> No
         wire.parse_setup({**sample("setup"), "extra_params": extra_params})
 
 
-PROJECT = wire.Project(id=2, title="renamed", label_config=CONFIG, model_version="dummy")
+PROJECT = wire.Project(
+    id=2,
+    key="2.1795333437",  # the one that /setup and /predict of the same project send
+    title="renamed",
+    label_config=CONFIG,
+    model_version="dummy",
+    updated_at_us=1795333439158943,
+)
 
 
 @pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "ANNOTATION_UPDATED"])
@@ -148,6 +158,8 @@ def test_annotation_saved_as_recorded(action: str) -> None:
     assert (item.annotation.id, item.annotation.task_id, item.annotation.completed_by) == (1, 10, 1)
     assert not item.annotation.was_cancelled
     assert item.annotation.prediction == {}
+    expected_us = {"ANNOTATION_CREATED": 1795333438867173, "ANNOTATION_UPDATED": 1795333439008619}
+    assert item.annotation.updated_at_us == expected_us[action]
     assert item.annotation.result[0]["value"] == {"start": 0, "end": 12, "text": "Barack Obama", "labels": ["Place"]}
 
 
@@ -187,6 +199,114 @@ def test_other_events_as_recorded() -> None:
     assert wire.parse_webhook(sample("webhook_START_TRAINING")) == wire.TrainingStarted("START_TRAINING", PROJECT)
 
 
+@pytest.mark.parametrize(
+    ("project", "key"),
+    [
+        ({"id": 2, "created_at": "2026-11-22T07:43:57.008477Z"}, "2.1795333437"),
+        ({"id": 2, "created_at": "2026-11-22T07:43:57.999999Z"}, "2.1795333437"),
+        ({"id": 2, "created_at": "2026-11-22T08:43:57+01:00"}, "2.1795333437"),
+        ({"id": 2, "created_at": None}, "2"),
+        ({"id": 2}, "2"),
+    ],
+)
+def test_the_key_of_a_project(project: dict[str, Any], key: str) -> None:
+    assert wire.parse_project(project).key == key
+
+
+@pytest.mark.parametrize(
+    ("time", "expected_us"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1970-01-01T00:00:01.5Z", 1_500_000),
+        ("1970-01-01T00:00:00.000001Z", 1),
+        ("1970-01-01T00:00:00.0000019Z", 1),
+        ("1970-01-01 00:00:00.123", 123_000),
+        ("1970-01-01T01:00:00+01:00", 0),
+        ("1970-01-01T00:00:00-0530", 19_800_000_000),
+        ("2026-11-22T07:43:59.008619Z", 1795333439008619),
+        ("1969-12-31T23:59:59.999999Z", -1),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_times(time: object, expected_us: int | None) -> None:
+    assert wire.parse_time(time, "updated_at") == expected_us
+
+
+@pytest.mark.parametrize(
+    "time", ["today", "2026-13-01T00:00:00Z", "2026-11-22", "2026-11-22T07:43:59+99:00", "٢026-11-22T07:43:59Z", 5]
+)
+def test_what_is_no_time_is_refused(time: object) -> None:
+    with pytest.raises(InvalidRequest, match="updated_at is"):
+        wire.parse_time(time, "updated_at")
+
+
+@pytest.mark.parametrize(
+    ("dates", "expected_us"),
+    [
+        ({"updated_at": "1970-01-01T00:00:02Z", "created_at": "1970-01-01T00:00:01Z"}, 2_000_000),
+        ({"updated_at": None, "created_at": "1970-01-01T00:00:01Z"}, 1_000_000),
+        ({}, 0),
+    ],
+)
+def test_when_an_annotation_was_saved(dates: dict[str, Any], expected_us: int) -> None:
+    assert wire.parse_annotation({"id": 1, "task": 2, **dates}).updated_at_us == expected_us
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, {}),
+        ({"prediction": None}, {}),
+        ({"prediction": {"id": 5}}, {"id": 5}),
+        ({"prediction": {"id": 5}, "parent_prediction": 5}, {"id": 5}),
+        ({"prediction": {"id": 5}, "parent_prediction": 4}, {}),  # it started from another one
+        ({"prediction": {"score": 1}, "parent_prediction": 4}, {"score": 1}),
+        ({"prediction": {}, "parent_prediction": 4}, {}),
+    ],
+)
+def test_the_prediction_that_an_annotation_started_from(told: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert wire.parse_annotation({"id": 1, "task": 2, **told}).prediction == expected
+
+
+def test_train_brings_tasks_with_their_annotations() -> None:
+    tasks = [
+        {
+            "id": 7,
+            "data": {"text": "x"},
+            "annotations": [{"id": 1, "task": 7, "parent_prediction": 4}, {"id": 2, "was_cancelled": True}],
+            "predictions": [{"id": 3}, {"id": 4, "model_version": "v"}],
+        },
+        {"id": 8, "data": {"text": "y"}, "annotations": [], "predictions": []},
+        {"id": 9, "data": {"text": "z"}, "annotations": [{"id": 5, "parent_prediction": 6}], "predictions": [6]},
+    ]
+    body = {"annotations": tasks, "project": "3.5", "label_config": CONFIG, "params": {"login": "secret"}}
+    train = wire.parse_train(body)
+    assert (train.project, train.label_config) == (wire.ProjectRef(3, "3.5"), CONFIG)
+    found = [(item.annotation.id, item.annotation.task_id, item.task.data["text"]) for item in train.items]
+    assert found == [(1, 7, "x"), (2, 7, "x"), (5, 9, "z")]
+    assert [item.annotation.was_cancelled for item in train.items] == [False, True, False]
+    assert [item.annotation.prediction for item in train.items] == [{"id": 4, "model_version": "v"}, {}, {}]
+    assert "secret" not in repr(train)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (5, "annotations[0] is 5; expected an object"),
+        ({"id": 1}, "annotations[0].data is missing or null"),
+        ({"id": 1, "data": {}, "annotations": {"a": 1}}, "annotations[0].annotations is an object with 1 keys"),
+        ({"id": 1, "data": {}, "annotations": [5]}, "annotations[0].annotations[0] is 5"),
+        ({"id": 1, "data": {}, "annotations": [{}]}, "annotations[0].annotations[0].id is missing or null"),
+        ({"data": {}, "annotations": [{"id": 1}]}, "annotations[0].annotations[0].task is missing or null"),
+    ],
+)
+def test_train_refuses_with_the_value_and_what_was_expected(task: object, said: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        wire.parse_train({"annotations": [task], "project": "3.5", "label_config": CONFIG})
+    assert said in str(refused.value)
+
+
 def test_unknown_actions_are_ignored_whatever_they_bring() -> None:
     assert wire.parse_webhook({"action": "LABEL_LINK_CREATED"}) == wire.Ignored("LABEL_LINK_CREATED")
     assert wire.parse_webhook({"action": "X", "project": 5}) == wire.Ignored("X")
@@ -198,6 +318,7 @@ def test_unknown_actions_are_ignored_whatever_they_bring() -> None:
         ({}, "action is missing or null"),
         ({"action": "START_TRAINING"}, "project is missing or null"),
         ({"action": "START_TRAINING", "project": {}}, "project.id is missing or null"),
+        ({"action": "START_TRAINING", "project": {"id": 1, "created_at": "today"}}, "project.created_at is 'today'"),
         ({"action": "TASKS_DELETED", "project": {"id": 1}, "tasks": [5]}, "tasks is 5"),
         (
             {
@@ -231,10 +352,6 @@ def test_no_credential_of_params_is_kept() -> None:
 
 
 def test_the_smaller_requests() -> None:
-    train = wire.parse_train(
-        {"annotations": [{"id": 1}], "project": "3.5", "label_config": CONFIG, "params": {"login": "x"}}
-    )
-    assert train == wire.TrainRequest(wire.ProjectRef(3, "3.5"), CONFIG, ({"id": 1},))
     assert wire.parse_job_status({"job": "abc"}) == wire.JobStatusRequest("abc")
     assert wire.parse_validate({"config": CONFIG}) == CONFIG
     assert wire.parse_delete({"project": "3.5"}) == wire.ProjectRef(3, "3.5")

@@ -1,0 +1,599 @@
+"""The example store on a real Valkey, and what a label config makes of annotations."""
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import StoreUnavailable, UnknownProject
+from backend.learning.examples import (
+    MAX_UNLABELLED_TASKS,
+    AnnotatedText,
+    Annotation,
+    ControlLabels,
+    Example,
+    ExampleStore,
+    LabelledSpan,
+    LabelledText,
+    Project,
+    Remapping,
+    examples_of,
+    was_corrected,
+)
+from backend.ner.spans import Span
+from backend.store import connect
+
+KEY = "2.1795333437"
+TEXT = "Ann met Bob in Rome"
+PROJECT = Project(
+    key=KEY,
+    id=2,
+    title="News 😀",
+    config_digest="c1",
+    controls=(ControlLabels("label", (("person", "PER"), ("place", "LOC"))),),
+    updated_at_us=50,
+)
+
+
+def text_of(
+    spans: Iterable[tuple[int, int, str] | tuple[int, int, str, str]] = (),
+    text: str = TEXT,
+    labels: tuple[str, ...] = ("PER", "LOC"),
+    control: str = "label",
+    breaks: tuple[int, ...] = (),
+) -> AnnotatedText:
+    """Spans are (start, end, stored label) of somebody's own, or with an origin."""
+    return AnnotatedText(control, text, breaks, labels, tuple(LabelledSpan(*(*span, "manual")[:4]) for span in spans))
+
+
+def saved(annotation_id: int = 1, task_id: int = 10, at_us: int = 100, **fields: Any) -> Annotation:
+    known: dict[str, Any] = {
+        "accepted": True,
+        "ground_truth": False,
+        "texts": (text_of([(0, 3, "PER")]),),
+        "predicted_version": None,
+        "predicted": (),
+        "dropped": {},
+    }
+    return Annotation(id=annotation_id, task_id=task_id, updated_at_us=at_us, **(known | fields))
+
+
+@pytest.fixture
+def store(valkey: redis.Redis) -> ExampleStore:
+    store = ExampleStore(valkey)
+    store.save_project(PROJECT)
+    return store
+
+
+# annotations ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_put_comes_back(store: ExampleStore) -> None:
+    lone_surrogate = "a\ud800b"
+    annotation = saved(
+        texts=(
+            text_of([(0, 3, "PER", "prediction"), (4, 7, "LOC")], breaks=(4, 9)),
+            text_of(text="שלום 😀\r\n", control="other"),
+        ),
+        predicted_version="gner-mini-1",
+        predicted=(text_of([(0, 3, "PER", "prediction")], breaks=(4, 9)), text_of(text=lone_surrogate)),
+        dropped={"out_of_bounds": 2},
+    )
+    assert store.put(KEY, [annotation]) == 1
+    assert store.annotations(KEY) == (annotation,)
+
+
+def test_an_annotation_told_again_changes_nothing(store: ExampleStore) -> None:
+    assert store.put(KEY, [saved(), saved()]) == 1
+    assert store.put(KEY, [saved()]) == 0
+    assert store.changes(KEY) == 1
+
+
+def test_the_latest_save_stays_whatever_comes_later(store: ExampleStore) -> None:
+    latest = saved(at_us=1795333439008619, texts=(text_of(),))
+    assert store.put(KEY, [latest]) == 1
+    assert store.put(KEY, [replace(latest, updated_at_us=1795333439008618, accepted=False)]) == 0
+    assert store.annotations(KEY) == (latest,)
+    later = replace(latest, updated_at_us=1795333439008620, accepted=False)
+    assert store.put(KEY, [later]) == 1
+    assert store.annotations(KEY) == (later,)
+
+
+def test_the_api_adds_the_prediction_that_a_webhook_did_not_tell(store: ExampleStore) -> None:
+    from_webhook = saved()
+    from_api = saved(predicted_version="v1", predicted=(text_of(),))
+    assert store.put(KEY, [from_webhook]) == 1
+    assert store.put(KEY, [from_api]) == 1
+    assert store.put(KEY, [from_webhook]) == 0
+    assert store.annotations(KEY) == (from_api,)
+    assert store.changes(KEY) == 1  # nobody annotated anything
+
+
+def test_a_deleted_annotation_stays_deleted(store: ExampleStore) -> None:
+    store.put(KEY, [saved(1), saved(2)])
+    assert store.delete_annotations(KEY, [1, 3]) == 1
+    assert store.put(KEY, [saved(1, at_us=200), saved(3)]) == 0
+    assert [found.id for found in store.annotations(KEY)] == [2]
+    assert store.delete_annotations(KEY, [1, 3]) == 0
+
+
+def test_a_deleted_task_takes_its_annotations_along(store: ExampleStore) -> None:
+    store.put(KEY, [saved(1, task_id=10), saved(2, task_id=10), saved(3, task_id=11)])
+    assert store.delete_tasks(KEY, [10, 12]) == 2
+    assert store.put(KEY, [saved(1, task_id=10, at_us=200), saved(4, task_id=10), saved(5, task_id=12)]) == 0
+    assert [found.id for found in store.annotations(KEY)] == [3]
+
+
+def test_nothing_to_do_is_no_change(store: ExampleStore) -> None:
+    assert (store.put(KEY, []), store.delete_annotations(KEY, []), store.delete_tasks(KEY, [])) == (0, 0, 0)
+    assert store.changes(KEY) == 0
+
+
+Event = Callable[[ExampleStore], int]
+TASK_OF = {1: 10, 2: 10, 3: 11, 4: 12}
+
+
+def puts(annotation_id: int, at_us: int, is_told: bool) -> Event:
+    annotation = saved(
+        annotation_id,
+        TASK_OF[annotation_id],
+        at_us,
+        accepted=at_us % 3 != 0,
+        ground_truth=at_us % 4 == 0,
+        texts=(text_of([(0, 3, "PER")] if at_us % 2 else []),),
+        predicted_version="v1" if is_told else None,
+        predicted=(text_of(),) if is_told else (),
+    )
+    return lambda store: store.put(KEY, [annotation])
+
+
+def deletes(annotation_id: int) -> Event:
+    return lambda store: store.delete_annotations(KEY, [annotation_id])
+
+
+def deletes_task(task_id: int) -> Event:
+    return lambda store: store.delete_tasks(KEY, [task_id])
+
+
+EVENTS = st.one_of(
+    st.builds(puts, st.sampled_from(sorted(TASK_OF)), st.integers(1, 9), st.booleans()),
+    st.builds(deletes, st.sampled_from(sorted(TASK_OF))),
+    st.builds(deletes_task, st.sampled_from([10, 11, 12])),
+)
+
+
+@pytest.fixture(scope="module")
+def server_url(_valkey_url: str) -> str:
+    """Of a Valkey that each example of a property empties for itself."""
+    return _valkey_url
+
+
+@given(data=st.data())
+def test_every_order_of_the_same_events_leads_to_the_same_state(server_url: str, data: st.DataObject) -> None:
+    events = data.draw(st.lists(EVENTS, max_size=12))
+    # some of them told twice
+    again = data.draw(st.lists(st.sampled_from(events), max_size=3)) if events else []
+    orders = [events, data.draw(st.permutations([*events, *again]))]
+    states = []
+    with redis.Redis.from_url(server_url) as client:
+        for order in orders:
+            client.flushall()
+            store = ExampleStore(client)
+            store.save_project(PROJECT)
+            for event in order:
+                event(store)
+            snapshot = store.snapshot(KEY)
+            kept = {name: client.hgetall(f"gner:project:{KEY}:{name}") for name in ("annotations", "heads")}
+            states.append((store.annotations(KEY), snapshot.examples, snapshot.remapping, kept))
+            by_task = {found.task_id for found in store.annotations(KEY)}
+            assert {int(task_id) for task_id in client.hkeys(f"gner:project:{KEY}:tasks")} == by_task
+    assert states[0] == states[1]
+
+
+def test_writers_do_not_lose_each_others_annotations(store: ExampleStore) -> None:
+    def write(first_id: int) -> None:
+        for annotation_id in range(first_id, first_id + 20):
+            store.put(KEY, [saved(annotation_id, task_id=10)])
+
+    threads = [threading.Thread(target=write, args=(first_id,)) for first_id in (0, 20, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.annotations(KEY)) == store.changes(KEY) == 60
+    assert store.delete_tasks(KEY, [10]) == 60
+
+
+# changes --------------------------------------------------------------------------------------------------------
+
+
+def test_changes_count_what_matters_to_a_training(store: ExampleStore) -> None:
+    store.put(KEY, [saved(1), saved(2, accepted=False)])
+    assert store.changes(KEY) == 1
+    store.put(KEY, [saved(1, at_us=101, accepted=False), saved(2, at_us=101, accepted=True)])
+    assert store.changes(KEY) == 3
+    store.delete_annotations(KEY, [1, 2])
+    assert store.changes(KEY) == 4
+    assert store.trained_changes(KEY) == 0
+    store.note_trained(KEY, 4)
+    assert store.trained_changes(KEY) == 4
+
+
+def test_projects_do_not_see_each_other(store: ExampleStore) -> None:
+    store.save_project(replace(PROJECT, key="3", id=3))
+    store.put(KEY, [saved(1)])
+    store.put("3", [saved(1, texts=())])
+    store.delete_tasks("3", [10])
+    assert [found.id for found in store.annotations(KEY)] == [1]
+    assert store.annotations("3") == ()
+    assert (store.changes(KEY), store.changes("3")) == (1, 2)
+
+
+# projects -------------------------------------------------------------------------------------------------------
+
+
+def test_projects(store: ExampleStore) -> None:
+    bare = Project("10", 10, "", "c2", ())
+    store.save_project(bare)
+    assert store.projects() == (PROJECT, bare)
+    assert store.project(KEY) == PROJECT
+    assert store.project("4") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param({"title": "Newer", "updated_at_us": 51}, {"title": "Newer", "updated_at_us": 51}, id="newer"),
+        pytest.param({"title": "Same"}, {"title": "Same"}, id="as new"),
+        pytest.param({"title": "Older", "config_digest": "c0", "updated_at_us": 49}, {}, id="overtaken"),
+        pytest.param(
+            {"title": "", "config_digest": "c2", "updated_at_us": 0}, {"config_digest": "c2"}, id="of an ML call"
+        ),
+        pytest.param({"controls": ()}, {"controls": ()}, id="other controls"),
+    ],
+)
+def test_a_project_is_saved_again(store: ExampleStore, change: dict[str, Any], expected: dict[str, Any]) -> None:
+    store.save_project(replace(PROJECT, **change))
+    assert store.project(KEY) == replace(PROJECT, **expected)
+
+
+def test_nothing_is_left_of_a_deleted_project(store: ExampleStore, valkey: redis.Redis) -> None:
+    store.save_project(replace(PROJECT, key="3"))
+    store.put(KEY, [saved(1), saved(2, task_id=11), saved(3, task_id=12)])
+    store.delete_annotations(KEY, [2])
+    store.delete_tasks(KEY, [12])
+    store.note_texts(KEY, {20: (text_of(),)})
+    store.note_trained(KEY, 1)
+    store.save_params(KEY, {"a": 1})
+    assert len(valkey.keys(f"gner:project:{KEY}:*")) == 10
+    store.delete_project(KEY)
+    assert valkey.keys(f"gner:project:{KEY}:*") == []
+    assert [project.key for project in store.projects()] == ["3"]
+
+
+def test_params(store: ExampleStore) -> None:
+    assert store.params(KEY) == {}
+    store.save_params(KEY, {"train_after": 5, "note": "é"})
+    assert store.params(KEY) == {"train_after": 5, "note": "é"}
+
+
+# unlabelled texts -----------------------------------------------------------------------------------------------
+
+
+def test_unlabelled_texts_are_of_tasks_without_an_accepted_annotation(store: ExampleStore) -> None:
+    texts = {task_id: (text_of(text=f"Text {task_id}"), text_of(text=f"More {task_id}")) for task_id in (12, 9, 10, 11)}
+    store.note_texts(KEY, texts)
+    store.put(KEY, [saved(1, task_id=10), saved(2, task_id=11, accepted=False)])
+    assert store.unlabelled_texts(KEY) == (*texts[9], *texts[11], *texts[12])
+    store.delete_annotations(KEY, [1])
+    store.delete_tasks(KEY, [9])
+    assert store.unlabelled_texts(KEY) == (*texts[10], *texts[11], *texts[12])
+
+
+def test_the_first_texts_stay_and_labelled_ones_make_room(store: ExampleStore) -> None:
+    first = {task_id: (text_of(text=f"Text {task_id}"),) for task_id in range(MAX_UNLABELLED_TASKS)}
+    store.note_texts(KEY, first)
+    store.note_texts(KEY, {0: (text_of(text="changed"),), 1000: (text_of(text="one too many"),)})
+    assert store.unlabelled_texts(KEY) == tuple(text for of_task in first.values() for text in of_task)
+    store.put(KEY, [saved(1, task_id=5), saved(2, task_id=6)])
+    store.note_texts(KEY, {task_id: (text_of(text=f"Text {task_id}"),) for task_id in (1000, 5, 1001, 1002)})
+    noted = [text.text for text in store.unlabelled_texts(KEY)]
+    assert len(noted) == MAX_UNLABELLED_TASKS
+    assert noted[-2:] == ["Text 1000", "Text 1001"]
+
+
+def test_a_deleted_task_is_not_noted(store: ExampleStore) -> None:
+    store.delete_tasks(KEY, [10])
+    store.note_texts(KEY, {10: (text_of(),)})
+    assert store.unlabelled_texts(KEY) == ()
+
+
+# forgetting -----------------------------------------------------------------------------------------------------
+
+
+def test_forgetting_a_task(store: ExampleStore) -> None:
+    store.note_texts(KEY, {10: (text_of(),), 11: (text_of(),)})
+    store.put(KEY, [saved(1), saved(2, texts=(text_of(text="Another text"),)), saved(3, task_id=11)])
+    forgotten = store.forget(KEY, task_id=10)
+    assert forgotten.annotation_ids == (1, 2)
+    assert sorted(text.text for text in forgotten.texts) == [TEXT, "Another text"]
+    assert not any(text.spans for text in forgotten.texts)
+    assert [found.id for found in store.annotations(KEY)] == [3]
+    assert store.put(KEY, [saved(1, at_us=200), saved(9)]) == 0
+    store.note_texts(KEY, {10: (text_of(),)})
+    assert store.forget(KEY, task_id=10).texts == ()
+
+
+def test_forgetting_an_annotation(store: ExampleStore) -> None:
+    store.note_texts(KEY, {10: (text_of(text="noted"),)})
+    store.put(KEY, [saved(1), saved(2)])
+    forgotten = store.forget(KEY, annotation_id=1)
+    assert forgotten.annotation_ids == (1,)
+    assert [text.text for text in forgotten.texts] == [TEXT, "noted"]
+    assert [found.id for found in store.annotations(KEY)] == [2]
+    assert store.put(KEY, [saved(1, at_us=200)]) == 0
+    assert store.forget(KEY, annotation_id=1).annotation_ids == ()
+
+
+def test_finding_who_holds_a_task_or_an_annotation(store: ExampleStore) -> None:
+    store.save_project(replace(PROJECT, key="3"))
+    store.put(KEY, [saved(1, task_id=10)])
+    store.put("3", [saved(1, task_id=11)])
+    store.note_texts("3", {12: (text_of(),)})
+    assert store.find(annotation_id=1) == (KEY, "3")
+    assert store.find(task_id=10) == (KEY,)
+    assert store.find(task_id=12) == ("3",)
+    assert store.find(task_id=13) == store.find(annotation_id=10) == ()
+
+
+# snapshots ------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_a_project_that_nobody_saved(store: ExampleStore) -> None:
+    with pytest.raises(UnknownProject, match="nothing is stored of project '5'"):
+        store.snapshot("5")
+
+
+def test_a_snapshot(store: ExampleStore) -> None:
+    store.put(KEY, [saved(3, task_id=11, texts=(text_of(),)), saved(1), saved(2, task_id=12, accepted=False)])
+    snapshot = store.snapshot(KEY)
+    both = ("person", "place")
+    assert snapshot.examples == (
+        Example(10, 1, False, (LabelledText(TEXT, (), both, (Span(0, 3, "person", 1.0),)),)),
+        Example(11, 3, False, (LabelledText(TEXT, (), both, ()),)),  # nothing in it, which is worth learning too
+    )
+    assert snapshot.remapping == Remapping(2, 0, 0, 0, 0, ())
+    assert (snapshot.project, snapshot.changes) == (PROJECT, 2)
+
+
+@pytest.mark.parametrize(
+    ("of_task", "expected"),
+    [
+        ([saved(1, at_us=5), saved(2, at_us=6)], 2),
+        ([saved(1, at_us=5, ground_truth=True), saved(2, at_us=6)], 1),
+        ([saved(1, at_us=5, ground_truth=True), saved(2, at_us=6, ground_truth=True)], 2),
+        ([saved(1, at_us=5), saved(2, at_us=6, accepted=False)], 1),
+        ([saved(1, at_us=5), saved(2, at_us=6, accepted=False, ground_truth=True)], 1),
+        ([saved(1, at_us=5), saved(2, at_us=5)], 2),
+    ],
+)
+def test_one_example_per_task(of_task: list[Annotation], expected: int) -> None:
+    for order in (of_task, of_task[::-1]):
+        examples, remapping = examples_of(PROJECT, order)
+        assert [example.annotation_id for example in examples] == [expected]
+        assert remapping.kept == 1
+
+
+def remapped(
+    texts: Iterable[AnnotatedText], *controls: tuple[str, tuple[tuple[str, str], ...]]
+) -> tuple[tuple[LabelledText, ...], Remapping]:
+    project = replace(PROJECT, controls=tuple(ControlLabels(*control) for control in controls))
+    examples, remapping = examples_of(project, [saved(texts=tuple(texts))])
+    return (examples[0].texts if examples else ()), remapping
+
+
+PERSON, PLACE = ("person", "PER"), ("place", "LOC")
+LABELLED = text_of([(0, 3, "PER"), (8, 11, "PER"), (15, 19, "LOC")])
+ANN, BOB, ROME = Span(0, 3, "person", 1.0), Span(8, 11, "person", 1.0), Span(15, 19, "place", 1.0)
+
+
+def test_a_label_with_another_name() -> None:
+    (text,), remapping = remapped([LABELLED], ("label", (("human", "PER"), PLACE)))
+    assert text.labels == ("human", "place")
+    assert text.spans == (replace(ANN, label="human"), replace(BOB, label="human"), ROME)
+    assert remapping == Remapping(1, 0, 0, 0, 0, ())
+
+
+def test_a_label_with_several_names_is_trained_under_the_first() -> None:
+    (text,), _ = remapped([LABELLED], ("label", (PLACE, ("human", "PER"), ("individual", "PER"))))
+    assert text.labels == ("place", "human")
+    assert {span.label for span in text.spans} == {"place", "human"}
+
+
+def test_a_label_that_came_later_is_not_asked_for() -> None:
+    (text,), remapping = remapped([LABELLED], ("label", (("date", "DATE"), PERSON, PLACE)))
+    assert text.labels == ("person", "place")
+    assert remapping == Remapping(1, 0, 0, 0, 0, ())
+
+
+def test_a_label_that_is_gone_takes_its_spans_along() -> None:
+    (text,), remapping = remapped([LABELLED], ("label", (PLACE,)))
+    assert (text.labels, text.spans) == (("place",), (ROME,))
+    assert remapping == Remapping(1, 0, spans_dropped=2, overlaps_dropped=0, widened=0, removed_labels=("PER",))
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        pytest.param([], id="no control"),
+        pytest.param([("renamed", (PERSON, PLACE))], id="another control"),
+        pytest.param([("label", (("date", "DATE"),))], id="all labels changed"),
+    ],
+)
+def test_an_example_of_which_nothing_is_left_is_retired(controls: list[Any]) -> None:
+    texts, remapping = remapped([LABELLED], *controls)
+    assert texts == ()
+    assert remapping == Remapping(0, 1, spans_dropped=3, overlaps_dropped=0, widened=0, removed_labels=("LOC", "PER"))
+
+
+def test_a_text_whose_control_is_gone_leaves_the_others() -> None:
+    gone = text_of([(0, 3, "X")], control="gone", labels=("X",))
+    texts, remapping = remapped([gone, LABELLED], ("label", (PERSON, PLACE)))
+    assert [text.spans for text in texts] == [(ANN, BOB, ROME)]
+    assert remapping == Remapping(1, 0, spans_dropped=1, overlaps_dropped=0, widened=0, removed_labels=("X",))
+
+
+def test_texts_without_words_teach_nothing() -> None:
+    texts, remapping = remapped([text_of(text=" \n"), text_of(text="")], ("label", (PERSON,)))
+    assert texts == ()
+    assert remapping.retired == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "breaks", "given", "expected", "widened"),
+    [
+        pytest.param("Ann met Bob", (), (0, 3), (0, 3), 0, id="a whole word"),
+        pytest.param("Ann met Bob", (), (1, 3), (0, 3), 1, id="begins inside"),
+        pytest.param("Ann met Bob", (), (0, 9), (0, 11), 1, id="ends inside"),
+        pytest.param("Ann met Bob", (), (3, 8), (4, 7), 0, id="white space left off"),
+        pytest.param("Ann met Bob", (), (3, 9), (4, 11), 1, id="both"),
+        pytest.param("😀Ann's", (), (1, 4), (1, 4), 0, id="punctuation is a word of its own"),
+        pytest.param("AnnBob", (3,), (3, 6), (3, 6), 0, id="a break ends a word"),
+        pytest.param("東京都", (), (0, 2), (0, 2), 0, id="a script without spaces"),
+        pytest.param("e\u0301te\u0301", (), (0, 1), (0, 5), 1, id="inside a grapheme"),
+    ],
+)
+def test_spans_are_widened_to_whole_words(
+    text: str, breaks: tuple[int, ...], given: tuple[int, int], expected: tuple[int, int], widened: int
+) -> None:
+    (labelled,), remapping = remapped([text_of([(*given, "PER")], text, breaks=breaks)], ("label", (PERSON,)))
+    assert labelled.spans == (Span(*expected, "person", 1.0),)
+    assert (labelled.text, labelled.breaks) == (text, breaks)
+    assert (remapping.widened, remapping.spans_dropped, remapping.overlaps_dropped) == (widened, 0, 0)
+
+
+def test_a_span_of_white_space_is_dropped() -> None:
+    (labelled,), remapping = remapped([text_of([(3, 4, "PER")])], ("label", (PERSON,)))
+    assert labelled.spans == ()
+    assert remapping.spans_dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "dropped"),
+    [
+        pytest.param([(0, 3), (0, 11)], [(0, 11)], 1, id="the longest"),
+        pytest.param([(4, 11), (0, 7)], [(0, 7)], 1, id="of equally long ones the earliest"),
+        pytest.param([(0, 7), (4, 11), (8, 19)], [(0, 7), (8, 19)], 1, id="one that overlaps two"),
+        pytest.param([(0, 3), (4, 7)], [(0, 3), (4, 7)], 0, id="neighbours"),
+        pytest.param([(0, 3), (0, 3)], [(0, 3)], 1, id="the same twice"),
+        pytest.param([(0, 1), (2, 7)], [(0, 7)], 1, id="only after widening"),
+    ],
+)
+def test_overlapping_spans(given: list[tuple[int, int]], expected: list[tuple[int, int]], dropped: int) -> None:
+    (labelled,), remapping = remapped([text_of([(*span, "PER") for span in given])], ("label", (PERSON,)))
+    assert [(span.start, span.end) for span in labelled.spans] == expected
+    assert remapping.overlaps_dropped == dropped
+
+
+@given(
+    text=st.text(alphabet="aB 😀.\n東e\u0301-", max_size=20),
+    bounds=st.lists(
+        st.tuples(st.integers(0, 20), st.integers(0, 20), st.sampled_from(["PER", "LOC", "X"])), max_size=6
+    ),
+)
+def test_examples_keep_their_promises(text: str, bounds: list[tuple[int, int, str]]) -> None:
+    spans = [(a, b, label) for a, b, label in bounds if 0 <= a < b <= len(text)]
+    texts, remapping = remapped([text_of(spans, text)], ("label", (PERSON, PLACE)))
+    kept = [span for labelled in texts for span in labelled.spans]
+    assert all(before.end <= after.start for before, after in pairwise(kept))
+    assert all(not text[span.start].isspace() and not text[span.end - 1].isspace() for span in kept)
+    assert len(kept) + remapping.spans_dropped + remapping.overlaps_dropped == len(spans)
+    assert {span.label for span in kept} <= {"person", "place"}
+
+
+# corrections ----------------------------------------------------------------------------------------------------
+
+PREDICTED = [(0, 3, "PER", "prediction"), (8, 11, "PER", "prediction")]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "found", "expected"),
+    [
+        pytest.param(PREDICTED, PREDICTED, False, id="accepted as it was"),
+        pytest.param(PREDICTED, PREDICTED[:1], True, id="one removed"),
+        pytest.param(PREDICTED, [*PREDICTED, (15, 19, "LOC")], True, id="one added"),
+        pytest.param(PREDICTED, [PREDICTED[0], (8, 11, "LOC", "prediction-changed")], True, id="another label"),
+        pytest.param(PREDICTED, [PREDICTED[0], (8, 14, "PER", "prediction-changed")], True, id="other bounds"),
+        pytest.param(PREDICTED, [PREDICTED[0], (8, 11, "PER")], False, id="one drawn anew just as it was"),
+        pytest.param([], [], False, id="rightly nothing"),
+        pytest.param([], [(0, 3, "PER")], True, id="nothing predicted"),
+        pytest.param(None, [(0, 3, "PER")], False, id="never predicted"),
+        pytest.param(None, [], False, id="never predicted, and empty"),
+        pytest.param(None, PREDICTED, False, id="not told, accepted"),
+        pytest.param(None, [*PREDICTED, (15, 19, "LOC")], True, id="not told, one added"),
+        pytest.param(None, [(8, 14, "PER", "prediction-changed")], True, id="not told, one changed"),
+    ],
+)
+def test_corrections(predicted: list[Any] | None, found: list[Any], expected: bool) -> None:
+    annotation = saved(
+        texts=(text_of(found),),
+        predicted_version=None if predicted is None else "v1",
+        predicted=() if predicted is None else (text_of(predicted),),
+    )
+    assert was_corrected(annotation) is expected
+    examples, _ = examples_of(PROJECT, [annotation])
+    assert [example.corrected for example in examples] == [expected]
+
+
+# the server -----------------------------------------------------------------------------------------------------
+
+
+def test_values_are_compact(store: ExampleStore, valkey: redis.Redis) -> None:
+    labelled = text_of([(0, 3, "PER")])
+    store.put(KEY, [saved(texts=(labelled,), predicted_version="v1", predicted=(labelled,))])
+    value: Any = valkey.hget(f"gner:project:{KEY}:annotations", "1")
+    assert json.loads(value)
+    assert value.count(TEXT.encode()) == 1
+    assert b", " not in value
+
+
+def test_a_store_that_is_away(tmp_path: Path) -> None:
+    store = ExampleStore(connect(f"unix://{tmp_path}/nobody.sock"))
+    texts = {1: (text_of(),)}
+    calls: list[Callable[[], object]] = [
+        lambda: store.save_project(PROJECT),
+        lambda: store.projects(),
+        lambda: store.project(KEY),
+        lambda: store.put(KEY, [saved()]),
+        lambda: store.delete_annotations(KEY, [1]),
+        lambda: store.delete_tasks(KEY, [1]),
+        lambda: store.snapshot(KEY),
+        lambda: store.annotations(KEY),
+        lambda: store.changes(KEY),
+        lambda: store.trained_changes(KEY),
+        lambda: store.note_trained(KEY, 1),
+        lambda: store.params(KEY),
+        lambda: store.save_params(KEY, {}),
+        lambda: store.note_texts(KEY, texts),
+        lambda: store.unlabelled_texts(KEY),
+        lambda: store.forget(KEY, task_id=1),
+        lambda: store.find(task_id=1),
+        lambda: store.delete_project(KEY),
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match="the store does not answer"):
+            call()
+
+
+def test_a_server_that_was_restarted_knows_no_scripts(store: ExampleStore, valkey: redis.Redis) -> None:
+    store.put(KEY, [saved(1)])
+    valkey.script_flush()
+    assert store.put(KEY, [saved(2)]) == 1
