@@ -1,25 +1,32 @@
 """The one place where long-lived objects are made."""
 
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flask import Flask
 
 from backend import store
 from backend.engine import checkpoint as checkpoints
+from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import Checkpoint, LoadedModel
 from backend.engine.codec import Codec
 from backend.engine.decode import Decoder, ExactDecoder
 from backend.engine.drafter import Drafter
 from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
-from backend.errors import InvalidSettings
+from backend.errors import AdapterError, InvalidSettings, UnknownVersion
 from backend.labelstudio.routes import create_routes
+from backend.learning.examples import ExampleStore
+from backend.learning.jobs import TrainingQueue
+from backend.learning.registry import Registry
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, BatchLimits
 from backend.serving.cache import CacheLimits, PredictionCache
 from backend.serving.predictor import Predictor
+from backend.serving.served import ServedVersions
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,10 +50,34 @@ _SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A loaded model, as the batcher needs it."""
+    """A loaded model and its adapters, as the batcher needs it. Belongs to the model's thread."""
 
     codec: Codec
     decoder: Decoder
+    adapters: Adapters
+    registry: Registry
+
+    def activate(self, version: str) -> None:
+        """Have the decoder decode with this version: the base, or one whose adapter is in memory or on disk.
+
+        Raises UnknownVersion, CorruptVersion and AdapterError; the version before stays in force.
+        """
+        name = None if version == self.registry.base_version else version
+        if name == self.adapters.active:
+            return
+        with suppress(AdapterError):  # raised if it is not in memory
+            self.adapters.activate(name)
+            return
+        project = self.registry.project_of(version)
+        if project is None:
+            raise UnknownVersion(f"no project has a version {version!r}")
+        folder = self.registry.folder(project, version)
+        started_s = time.perf_counter()
+        try:
+            self.adapters.activate(name, folder)
+        except RuntimeError as error:  # no memory left, for one
+            raise AdapterError(f"version {version!r} cannot be loaded: {error}") from error
+        log.info("version %s of project %s is loaded (%.1f s)", version, project, time.perf_counter() - started_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +91,21 @@ class Services:
     cache: PredictionCache
     batcher: Batcher
     predictor: Predictor
+    registry: Registry
+    served: ServedVersions
+    examples: ExampleStore
+    training: TrainingQueue
 
     def start(self) -> None:
         """Start the threads: in the process that serves, after its fork."""
         self.batcher.start()
         self.predictor.start()
+        self.served.start()
 
     def stop(self) -> None:
         self.batcher.stop()
         self.predictor.stop()
+        self.served.stop()
 
 
 def build(settings: Settings, on_failure: Callable[[BaseException], None] = lambda _: None) -> Services:
@@ -80,6 +117,7 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     device = checkpoints.pick_device(settings.device)
     suited = _BY_DEVICE[device.type]
     limits = BatchLimits(settings.batch_tokens or suited.batch.tokens, suited.batch.rows)
+    registry = Registry(settings.model_dir, checkpoint.version)
 
     def load_engine() -> Engine:
         loaded = checkpoints.load(
@@ -92,18 +130,29 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
         decoder = _decoder(loaded, settings, suited)
         decoder.decode([loaded.codec.encode(("person",), ["warm", "up"])])
         log.info("%s is ready on %s in %s", checkpoint.version, device, loaded.dtype)
-        return Engine(loaded.codec, decoder)
+        return Engine(loaded.codec, decoder, Adapters(loaded.family), registry)
 
     metrics = Metrics()
-    client = None
-    if settings.cache == "on":
-        client = store.connect(settings.redis_url or store.embedded_url(settings.store_dir))
+    client = store.connect(settings.redis_url or store.embedded_url(settings.store_dir))
     cache = PredictionCache(
-        client, CacheLimits(settings.cache_entries, round(settings.cache_days * _SECONDS_PER_DAY)), metrics
+        client if settings.cache == "on" else None,
+        CacheLimits(settings.cache_entries, round(settings.cache_days * _SECONDS_PER_DAY)),
+        metrics,
     )
     batcher = Batcher(load_engine, limits, metrics, on_failure)
-    predictor = Predictor(batcher, cache, metrics, version=checkpoint.version, decoding=settings.decoding)
-    return Services(settings, checkpoint, str(device), metrics, cache, batcher, predictor)
+    return Services(
+        settings=settings,
+        checkpoint=checkpoint,
+        device=str(device),
+        metrics=metrics,
+        cache=cache,
+        batcher=batcher,
+        predictor=Predictor(batcher, cache, metrics, decoding=settings.decoding),
+        registry=registry,
+        served=ServedVersions(checkpoint.version, registry, batcher, cache),
+        examples=ExampleStore(client),
+        training=TrainingQueue(client, settings.train_after),
+    )
 
 
 def _decoder(loaded: LoadedModel, settings: Settings, suited: _Suited) -> Decoder:
@@ -143,6 +192,11 @@ def create_app(services: Services) -> Flask:
             device=services.device,
             auth=services.settings.auth,
             deadline_s=services.settings.predict_deadline_s,
+            served=services.served,
+            registry=services.registry,
+            examples=services.examples,
+            training=services.training,
+            syncs=bool(services.settings.label_studio_url and services.settings.label_studio_api_key),
         )
     )
     return app

@@ -1,8 +1,9 @@
-"""GNERModel: one project's label config over the shared predictor. The seam to label-studio-ml."""
+"""GNERModel: a label config over the shared predictor. The seam to label-studio-ml."""
 
 import inspect
 import logging
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from backend.ner.spans import Span
 from backend.serving.batcher import Priority
 from backend.serving.cache import TextPrediction
 from backend.serving.predictor import Predictor, Query
+from backend.serving.served import UNUSABLE, ServedVersions
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +27,15 @@ DEFAULT_TIMEOUT_S = 90.0
 class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has no types
     """Predicts for one label config. It holds no model: any number of these share one Predictor.
 
+    Which version of the model answers is the project's matter: projects may share a label config.
+
     Constructs under both lines of label-studio-ml: 1.x calls (label_config=..., train_output=...), 2.x calls
     (project_id=..., label_config=...).
     """
 
     # For those who let label-studio-ml construct it: see `bound_to`.
     _bound_predictor: ClassVar[Predictor | None] = None
+    _bound_versions: ClassVar[ServedVersions | None] = None
 
     def __init__(
         self,
@@ -39,9 +44,14 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         train_output: Mapping[str, Any] | None = None,
         *,
         predictor: Predictor | None = None,
+        served_versions: ServedVersions | None = None,
+        project: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Raises InvalidLabelConfig; the config is checked before any parser of the base class sees it."""
+        """`project` is the key of the one that is meant where a call names none; None: the base version answers.
+
+        Raises InvalidLabelConfig; the config is checked before any parser of the base class sees it.
+        """
         if not label_config:
             raise InvalidLabelConfig("no label config was given")
         self.schema = schema.parse(label_config)
@@ -49,11 +59,13 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         ours = {"project_id": project_id, "label_config": label_config, "train_output": train_output}
         super().__init__(**{name: value for name, value in ours.items() if name in base}, **kwargs)
         self._predictor = predictor or self._bound_predictor
+        self._versions = served_versions or self._bound_versions
+        self._project = project
 
     @classmethod
-    def bound_to(cls, predictor: Predictor) -> "type[GNERModel]":
-        """A subclass that needs no `predictor` argument, for a framework that constructs the model itself."""
-        return type(cls.__name__, (cls,), {"_bound_predictor": predictor})
+    def bound_to(cls, predictor: Predictor, served_versions: ServedVersions) -> "type[GNERModel]":
+        """A subclass that needs neither as an argument, for a framework that constructs the model itself."""
+        return type(cls.__name__, (cls,), {"_bound_predictor": predictor, "_bound_versions": served_versions})
 
     def predict(
         self, tasks: Sequence[Mapping[str, Any]], context: Mapping[str, Any] | None = None, **kwargs: Any
@@ -61,35 +73,50 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         """label-studio-ml's method: JSON in, JSON out, one item per task in order."""
         request = [wire.parse_task(dict(task), f"tasks[{index}]") for index, task in enumerate(tasks)]
         regions_so_far = None if context is None else tuple(context.get("result") or ())
-        predictions = self.predict_tasks(request, regions_so_far, kwargs.get("timeout_s", DEFAULT_TIMEOUT_S))
+        timeout_s = kwargs.get("timeout_s", DEFAULT_TIMEOUT_S)
+        predictions = self.predict_tasks(request, regions_so_far, timeout_s, kwargs.get("project"))
         results: list[Any] = wire.predict_response(predictions)["results"]
         return results
 
     def predict_tasks(
-        self, tasks: Sequence[wire.Task], context: Sequence[dict[str, Any]] | None, timeout_s: float
+        self,
+        tasks: Sequence[wire.Task],
+        context: Sequence[dict[str, Any]] | None,
+        timeout_s: float,
+        project: str | None = None,
     ) -> list[wire.Prediction | None]:
-        """One item per task, in order; None for a task that is not done after `timeout_s`.
+        """One item per task, in order; None for a task that is not done after `timeout_s`. All are of one version.
 
         `context` makes the request interactive: these regions are there already, and none is offered that
         overlaps one of its own control.
         """
-        predictor = self._require_predictor()
+        predictor, versions = self._require_serving()
         texts = _texts(tasks, self.schema.controls if context is None else self._asked(context))
         _log_empty(tasks, texts)
-        answers = iter(predictor.predict(_queries(texts), timeout_s, _priority(tasks, context)))
-        return [_prediction(of_task, answers, context or (), predictor.version) for of_task in texts]
+        deadline_s = time.monotonic() + timeout_s
+        # once per request: what is promoted meanwhile must not get into its answer
+        served = versions.of(project or self._project)
+        while True:
+            try:
+                timeout_s = max(0.0, deadline_s - time.monotonic())
+                answers = iter(predictor.predict(_queries(texts), timeout_s, _priority(tasks, context), served))
+                break
+            except UNUSABLE as error:  # its adapter has gone bad: all of the request is answered by another version
+                served = versions.replace(project or self._project, served, error)
+        return [_prediction(of_task, answers, context or (), served.version) for of_task in texts]
 
-    def prefetch(self, tasks: Sequence[wire.Task]) -> None:
+    def prefetch(self, tasks: Sequence[wire.Task], project: str | None = None) -> None:
         """Have tasks predicted in the background, into the cache."""
-        predictor = self._require_predictor()
-        predictor.prefetch(_queries(_texts(tasks, self.schema.controls)))
+        predictor, versions = self._require_serving()
+        served = versions.of(project or self._project)
+        predictor.prefetch(_queries(_texts(tasks, self.schema.controls)), served)
 
-    def _require_predictor(self) -> Predictor:
-        if self._predictor is None:
+    def _require_serving(self) -> tuple[Predictor, ServedVersions]:
+        if self._predictor is None or self._versions is None:
             raise ModelNotReady(
-                "GNERModel was made without a predictor; pass one, or use GNERModel.bound_to(predictor)"
+                "GNERModel was made without a predictor and served_versions; pass them, or use GNERModel.bound_to"
             )
-        return self._predictor
+        return self._predictor, self._versions
 
     def _asked(self, context: Sequence[Mapping[str, Any]]) -> Sequence[Control]:
         """The controls that an interactive request is about: those in use, else those that are smart."""

@@ -1,6 +1,7 @@
 """Owns the model: a queue of windows, batches by token budget, futures for the answers.
 
-Requests of all annotators share batches. One thread loads the model and runs it; nobody else touches it.
+Requests of all annotators share batches, as far as they want the same version. One thread loads the model and runs it;
+nobody else touches it.
 """
 
 import enum
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from backend.engine.codec import Codec, Decoded, EncodedPrompt
 from backend.engine.decode import Decoder
@@ -20,6 +21,8 @@ from backend.errors import BackendError, ModelNotReady
 from backend.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # How many waiting windows a batch is picked from: enough to find ones of like length, few enough to sort often.
 _LOOKAHEAD_WINDOWS = 512
@@ -51,6 +54,13 @@ class Engine(Protocol):
     @property
     def decoder(self) -> Decoder: ...
 
+    def activate(self, version: str) -> None:
+        """Have the decoder decode with this version; costs nothing for the one in force.
+
+        Raises a BackendError if it cannot be loaded.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
@@ -65,7 +75,16 @@ class _Waiting:
     order: tuple[int, int]  # priority, then arrival
     tokens: int
     prompt: EncodedPrompt
+    version: str
     future: "Future[Decoded]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Action:
+    """Something to be done in the model's thread."""
+
+    call: Callable[[Engine], Any]
+    future: "Future[Any]"
 
 
 class Batcher:
@@ -85,6 +104,7 @@ class Batcher:
         self._on_failure = on_failure
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
+        self._actions: list[_Action] = []
         self._arrivals = itertools.count()
         self._engine: Engine | None = None
         self._failure: BaseException | None = None
@@ -102,6 +122,8 @@ class Batcher:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        for action in self._actions:
+            action.future.cancel()
         for waiting in self._waiting:
             waiting.future.cancel()
 
@@ -126,17 +148,33 @@ class Batcher:
             raise ModelNotReady(f"the model could not be loaded: {self._failure}")
         raise ModelNotReady(f"the model is still loading after {timeout_s:.0f} s; try again")
 
-    def submit(self, prompt: EncodedPrompt, priority: Priority) -> "Future[Decoded]":
-        """Queue one window. Cancelled at once if the batcher stops."""
+    def submit(self, prompt: EncodedPrompt, priority: Priority, version: str) -> "Future[Decoded]":
+        """Queue one window for a version. Cancelled at once if the batcher stops."""
         tokens = len(prompt.source_ids) + sum(len(code.forced) + 4 for code in prompt.codes)
         future: Future[Decoded] = Future()
         with self._changed:
             if self._stopping:
                 future.cancel()
                 return future
-            self._waiting.append(_Waiting((priority, next(self._arrivals)), tokens, prompt, future))
+            self._waiting.append(_Waiting((priority, next(self._arrivals)), tokens, prompt, version, future))
             self._metrics.queued_windows.set(len(self._waiting))
             self._changed.notify_all()
+        return future
+
+    def run(self, action: Callable[[Engine], T]) -> "Future[T]":
+        """Have something done in the model's thread once it is loaded, between two batches.
+
+        Cancelled if the batcher stops before; ModelNotReady if the model cannot be loaded.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if self._stopping:
+                future.cancel()
+            elif self._failure is not None:
+                future.set_exception(ModelNotReady(f"the model could not be loaded: {self._failure}"))
+            else:
+                self._actions.append(_Action(action, future))
+                self._changed.notify_all()
         return future
 
     def promote(self, futures: "Collection[Future[Decoded]]", priority: Priority) -> None:
@@ -155,31 +193,49 @@ class Batcher:
             log.error("the model could not be loaded: %s", error, exc_info=None if expected else error)
             with self._changed:
                 self._failure = error
+                actions, self._actions = self._actions, []
                 self._changed.notify_all()
+            for action in actions:
+                if action.future.set_running_or_notify_cancel():
+                    action.future.set_exception(ModelNotReady(f"the model could not be loaded: {error}"))
             self._on_failure(error)
             return
         with self._changed:
             self._engine = engine
             self._changed.notify_all()
-        while batch := self._next_batch():
-            self._decode(engine.decoder, batch)
+        while work := self._next_work():
+            if isinstance(work, _Action):
+                _run_action(engine, work)
+            else:
+                self._decode(engine, work)
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Waits for work. Empty when stopping."""
+    def _next_work(self) -> list[_Waiting] | _Action | None:
+        """A batch, or an action that is due before it; waits for either. None when stopping."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stopping)
+            self._changed.wait_for(lambda: self._waiting or self._actions or self._stopping)
             if self._stopping:
-                return []
+                return None
+            if self._actions:
+                return self._actions.pop(0)
             batch = pick_batch(self._waiting, self._limits)
             taken = set(map(id, batch))
             self._waiting = [waiting for waiting in self._waiting if id(waiting) not in taken]
             self._metrics.queued_windows.set(len(self._waiting))
             return batch
 
-    def _decode(self, decoder: Decoder, batch: Sequence[_Waiting]) -> None:
+    def _decode(self, engine: Engine, batch: Sequence[_Waiting]) -> None:
         batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         if not batch:
             return
+        try:
+            engine.activate(batch[0].version)
+        except Exception as error:  # thread boundary: those who wait must hear of it, and the thread go on
+            expected = isinstance(error, BackendError)
+            log.error("version %s cannot be used: %s", batch[0].version, error, exc_info=None if expected else error)
+            for waiting in batch:
+                waiting.future.set_exception(error)
+            return
+        decoder = engine.decoder
         try:
             answers = self._timed_decode(decoder, [waiting.prompt for waiting in batch])
         except Exception as error:  # thread boundary: the requests that wait must hear of it, and the thread go on
@@ -216,13 +272,26 @@ class Batcher:
         return answers
 
 
+def _run_action(engine: Engine, action: _Action) -> None:
+    if not action.future.set_running_or_notify_cancel():
+        return
+    try:
+        result = action.call(engine)
+    except BaseException as error:  # thread boundary: whoever asked for it is told
+        action.future.set_exception(error)
+    else:
+        action.future.set_result(result)
+
+
 def pick_batch(waiting: Sequence[_Waiting], limits: BatchLimits) -> list[_Waiting]:
-    """The most urgent window and those most like it in length, within the limits.
+    """The most urgent window and those of its version most like it in length, within the limits.
 
     The most urgent is always taken, however long, so nothing waits forever.
     """
-    urgent_first = heapq.nsmallest(_LOOKAHEAD_WINDOWS, waiting, key=lambda w: w.order)
-    anchor = urgent_first[0]
+    anchor = min(waiting, key=lambda w: w.order)
+    # a batch must not mix versions: one set of weights is in force at a time
+    alike = [one for one in waiting if one.version == anchor.version]
+    urgent_first = heapq.nsmallest(_LOOKAHEAD_WINDOWS, alike, key=lambda w: w.order)
     batch: list[_Waiting] = []
     longest = 0
     for candidate in sorted(urgent_first, key=lambda w: (w.order[0], abs(w.tokens - anchor.tokens), w.order[1])):

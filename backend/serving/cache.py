@@ -15,6 +15,7 @@ from typing import Any
 
 import redis
 
+from backend.errors import StoreUnavailable
 from backend.metrics import Metrics
 from backend.ner.spans import Span
 
@@ -22,7 +23,9 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "gner:prediction:"
 _INDEX = "gner:predictions"  # sorted set of the keys by the time they were put
-_VERSIONS = "gner:versions"  # sorted set of the versions by the time they were last served first
+_VERSIONS = "gner:versions"  # of a project: sorted set of its versions by the time each was last begun to be served
+# Of a project: how many versions are remembered.
+_KEPT_VERSIONS = 10
 # After a failure Redis is not asked for so long: requests must not each wait for a time-out.
 _RETRY_AFTER_S = 5.0
 
@@ -84,13 +87,18 @@ class PredictionCache:
         values = self._ask(lambda client: client.mget(keys)) if keys else []
         return [None if value is None else _decode(value) for value in values or [None] * len(keys)]
 
-    def earlier_version(self, version: str) -> str | None:
-        """Note that `version` is served from now on; returns the one that was before it."""
+    def earlier_version(self, project: str, version: str) -> str | None:
+        """Note that a project is served `version` from now on; returns the one that it was served before."""
+        key = f"{_VERSIONS}:{project}"
 
         def note(client: redis.Redis) -> list[bytes]:
-            client.zadd(_VERSIONS, {version: time.time()})
-            served: Any = client.zrevrange(_VERSIONS, 0, 1)
-            return list(served)
+            with client.pipeline(transaction=False) as pipeline:
+                pipeline.zadd(key, {version: time.time()})
+                pipeline.zremrangebyrank(key, 0, -_KEPT_VERSIONS - 1)
+                pipeline.expire(key, self._limits.age_s)  # older predictions are gone, too
+                pipeline.zrevrange(key, 0, 1)
+                served: list[bytes] = pipeline.execute()[-1]
+            return served
 
         return next((v.decode() for v in self._ask(note) or () if v.decode() != version), None)
 
@@ -98,6 +106,22 @@ class PredictionCache:
         """One round trip. The oldest make room where there are too many."""
         if predictions:
             self._ask(lambda client: self._put(client, predictions))
+
+    def remove_many(self, keys: Sequence[str]) -> int:
+        """How many of these there were. Raises StoreUnavailable: what is to be forgotten must not be left behind."""
+        if not keys or self._client is None:
+            return 0
+        removed = self._ask(lambda client: self._remove(client, keys))
+        if removed is None:
+            raise StoreUnavailable("the store does not answer: cached predictions cannot be removed; try again")
+        return int(removed)
+
+    def _remove(self, client: redis.Redis, keys: Sequence[str]) -> int:
+        with client.pipeline(transaction=False) as pipeline:
+            pipeline.unlink(*keys)
+            pipeline.zrem(_INDEX, *keys)
+            removed: int = pipeline.execute()[0]
+        return removed
 
     def _put(self, client: redis.Redis, predictions: dict[str, TextPrediction]) -> None:
         now_s = time.time()

@@ -19,6 +19,7 @@ from backend.ner import segment
 from backend.ner.spans import TaggedWord, Window
 from backend.serving.batcher import Batcher, Priority
 from backend.serving.cache import PredictionCache, TextPrediction, cache_key
+from backend.serving.served import Served
 
 # How long tasks that nobody asked for yet wait for a model that loads.
 _PREFETCH_WAIT_S = 600.0
@@ -39,6 +40,7 @@ class _Job:
 
     key: str
     query: Query
+    version: str
     answer: "Future[TextPrediction]" = field(default_factory=Future)
     windows: list[Window] = field(default_factory=list)
     decoded: "list[Future[Decoded]]" = field(default_factory=list)
@@ -48,16 +50,12 @@ class _Job:
 class Predictor:
     """Thread-safe. `start` and `stop` it with the batcher."""
 
-    def __init__(
-        self, batcher: Batcher, cache: PredictionCache, metrics: Metrics, *, version: str, decoding: str
-    ) -> None:
-        """`version` is the checkpoint's; it and `decoding` are part of every cache key."""
-        self.version = version
+    def __init__(self, batcher: Batcher, cache: PredictionCache, metrics: Metrics, *, decoding: str) -> None:
+        """`decoding` is part of every cache key."""
         self._batcher = batcher
         self._cache = cache
         self._metrics = metrics
         self._decoding = decoding
-        self._earlier_version: str | None = None
         self._lock = threading.Lock()
         self._in_flight: dict[str, _Job] = {}
         self._finished: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -65,8 +63,6 @@ class Predictor:
         self._finisher = threading.Thread(target=self._finish_jobs, name="finisher", daemon=True)
 
     def start(self) -> None:
-        # what an earlier version said of a text is the best draft there is
-        self._earlier_version = self._cache.earlier_version(self.version)
         self._finisher.start()
 
     def stop(self) -> None:
@@ -75,19 +71,23 @@ class Predictor:
             self._finished.put(None)
             self._finisher.join()
 
-    def predict(self, queries: Sequence[Query], timeout_s: float, priority: Priority) -> list[TextPrediction | None]:
-        """One item per query, in order; None for what is not done after `timeout_s`, or could not be done.
+    def predict(
+        self, queries: Sequence[Query], timeout_s: float, priority: Priority, served: Served
+    ) -> list[TextPrediction | None]:
+        """What `served.version` says, one item per query, in order; None for what is not done after `timeout_s`, or
+        could not be done.
 
-        Raises what is wrong with the label sets (LabelsIndistinguishable, PromptTooLong), and ModelNotReady.
+        Raises what is wrong with the label sets (LabelsIndistinguishable, PromptTooLong), with the version
+        (served.UNUSABLE), and ModelNotReady.
         """
         deadline_s = time.monotonic() + timeout_s
-        keys = [self._key(query) for query in queries]
+        keys = [self._key(served.version, query) for query in queries]
         wanted = dict(zip(keys, queries, strict=True))
         pending = self._in_flight_of(wanted, priority)
         answers = self._cached([key for key in wanted if key not in pending])
         missing = {key: query for key, query in wanted.items() if key not in answers and key not in pending}
-        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values())), strict=True):
-            pending[key] = self._start_or_join(key, query, draft, deadline_s, priority)
+        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
+            pending[key] = self._start_or_join(_Job(key, query, served.version), draft, deadline_s, priority)
         wait_for_futures(pending.values(), max(0.0, deadline_s - time.monotonic()))
         for key, future in pending.items():
             if future.done():
@@ -100,26 +100,23 @@ class Predictor:
         self._metrics.deadline_misses.inc(len(wanted) - len(answers))
         return [answers.get(key) for key in keys]
 
-    def prefetch(self, queries: Sequence[Query]) -> None:
+    def prefetch(self, queries: Sequence[Query], served: Served) -> None:
         """Start what is not cached yet, at the lowest priority, and wait for the model only, if it still loads."""
-        wanted = {self._key(query): query for query in queries}
+        wanted = {self._key(served.version, query): query for query in queries}
         known = self._in_flight_of(wanted, Priority.BACKGROUND).keys() | self._cached(list(wanted)).keys()
         missing = {key: query for key, query in wanted.items() if key not in known}
-        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values())), strict=True):
-            self._start_or_join(key, query, draft, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
+        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
+            job = _Job(key, query, served.version)
+            self._start_or_join(job, draft, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
 
-    def _key(self, query: Query) -> str:
-        return self._key_of(self.version, query)
-
-    def _key_of(self, version: str, query: Query) -> str:
+    def _key(self, version: str, query: Query) -> str:
         return cache_key(version, self._decoding, query.labels, query.text, query.breaks)
 
-    def _drafts(self, queries: Sequence[Query]) -> list[TextPrediction | None]:
-        """What the version served before this one said of these texts, where it is still cached."""
-        version = self._earlier_version
-        if version is None:
+    def _drafts(self, queries: Sequence[Query], served: Served) -> list[TextPrediction | None]:
+        """What the version served before this one said of these texts, where it is still cached: the best drafts."""
+        if served.earlier is None:
             return [None] * len(queries)
-        return self._cache.peek_many([self._key_of(version, query) for query in queries])
+        return self._cache.peek_many([self._key(served.earlier, query) for query in queries])
 
     def _in_flight_of(self, keys: Iterable[str], priority: Priority) -> "dict[str, Future[TextPrediction]]":
         """To be asked before the cache: what leaves the flight in between is in the cache by then."""
@@ -133,24 +130,25 @@ class Predictor:
         return {key: hit for key, hit in hits if hit is not None}
 
     def _start_or_join(
-        self, key: str, query: Query, draft: TextPrediction | None, deadline_s: float, priority: Priority
+        self, job: _Job, draft: TextPrediction | None, deadline_s: float, priority: Priority
     ) -> "Future[TextPrediction]":
         with self._lock:
-            known = self._in_flight.get(key)
+            known = self._in_flight.get(job.key)
             if known is not None:
                 return known.answer
-            job = self._in_flight[key] = _Job(key, query)
+            self._in_flight[job.key] = job
         try:
             codec = self._batcher.codec(max(0.0, deadline_s - time.monotonic()))
-            self._start(job, query, draft, codec, priority)
+            self._start(job, draft, codec, priority)
         except BaseException as error:
             with self._lock:
-                del self._in_flight[key]
+                del self._in_flight[job.key]
             job.answer.set_exception(error)
             raise
         return job.answer
 
-    def _start(self, job: _Job, query: Query, draft: TextPrediction | None, codec: Codec, priority: Priority) -> None:
+    def _start(self, job: _Job, draft: TextPrediction | None, codec: Codec, priority: Priority) -> None:
+        query = job.query
         words = segment.words(query.text, query.breaks)
         costs = [codec.cost(query.labels, word.text) for word in words]
         job.windows = segment.windows(query.text, words, costs, codec.budget(query.labels), query.breaks)
@@ -167,7 +165,7 @@ class Predictor:
         if not prompts:
             self._finished.put(job)
             return
-        job.decoded = [self._batcher.submit(prompt, priority) for prompt in prompts]
+        job.decoded = [self._batcher.submit(prompt, priority, job.version) for prompt in prompts]
         for future in job.decoded:
             future.add_done_callback(lambda _: self._window_done(job))
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from backend.errors import InvalidLabelConfig, InvalidRequest, ModelNotReady
 from backend.labelstudio import wire
 from backend.labelstudio.model import GNERModel
 
-from .running import CONFIG, OTHER_CONFIG, count, running, save_checkpoint, tasks_of
+from .running import CONFIG, OTHER_CONFIG, count, publish_random, running, save_checkpoint, tasks_of
 
 TEXTS = ["Marie Curie worked in Paris , x", "", "2024 person in the city ! " * 5]
 TWO_CONTROLS = (
@@ -27,9 +28,13 @@ DIALOGUE = (
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory, _valkey_url: str) -> Iterator[Services]:
-    folder = save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-    with running(model=str(folder), redis_url=_valkey_url) as services:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def services(checkpoint: Path, _valkey_url: str) -> Iterator[Services]:
+    with running(model=str(checkpoint), redis_url=_valkey_url) as services:
         yield services
 
 
@@ -39,6 +44,10 @@ class NewerLine(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
     def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
         self.project_id = project_id or ""
         self.label_config = label_config
+
+
+def model_of(services: Services, config: str = CONFIG) -> GNERModel:
+    return GNERModel(label_config=config, predictor=services.predictor, served_versions=services.served)
 
 
 def spans(item: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -52,7 +61,7 @@ def test_it_is_a_label_studio_ml_model() -> None:
 
 
 def test_the_installed_line_constructs_it(services: Services) -> None:
-    model = GNERModel.bound_to(services.predictor)(label_config=CONFIG, train_output={"a": 1})
+    model = GNERModel.bound_to(services.predictor, services.served)(label_config=CONFIG, train_output={"a": 1})
     assert model.label_config == CONFIG
     assert model.train_output == {"a": 1}
     assert set(model.parsed_label_config) == {"label"}
@@ -60,7 +69,7 @@ def test_the_installed_line_constructs_it(services: Services) -> None:
 
 
 def test_the_newer_lines_arguments_construct_it_too(services: Services) -> None:
-    model = GNERModel.bound_to(services.predictor)(project_id="1", label_config=CONFIG)
+    model = GNERModel.bound_to(services.predictor, services.served)(project_id="1", label_config=CONFIG)
     assert len(model.predict(tasks_of(*TEXTS), context=None, login="x", password="y")) == 3
 
 
@@ -69,14 +78,14 @@ def test_over_the_newer_lines_base_class_it_is_given_what_that_takes(services: S
         """Its next base is the newer one, as if that were installed."""
 
     assert UnderNewerLine.__mro__[2] is NewerLine
-    model = UnderNewerLine.bound_to(services.predictor)(project_id="7", label_config=CONFIG)
+    model = UnderNewerLine.bound_to(services.predictor, services.served)(project_id="7", label_config=CONFIG)
     assert (model.project_id, model.label_config) == ("7", CONFIG)
-    expected = GNERModel(label_config=CONFIG, predictor=services.predictor).predict(tasks_of(*TEXTS))
+    expected = model_of(services).predict(tasks_of(*TEXTS))
     assert [spans(item) for item in model.predict(tasks_of(*TEXTS))] == [spans(item) for item in expected]
 
 
 def test_binding_makes_a_class_of_its_own(services: Services) -> None:
-    bound = GNERModel.bound_to(services.predictor)
+    bound = GNERModel.bound_to(services.predictor, services.served)
     assert bound.__name__ == "GNERModel"
     assert issubclass(bound, GNERModel)
     with pytest.raises(ModelNotReady, match="bound_to"):
@@ -90,7 +99,7 @@ def test_a_config_that_cannot_be_used_is_refused_when_it_is_made(config: str | N
 
 
 def test_predictions_are_what_label_studio_takes(services: Services) -> None:
-    model = GNERModel(label_config=CONFIG, predictor=services.predictor)
+    model = model_of(services)
     items = model.predict(tasks_of(*TEXTS))
     assert [set(item) for item in items] == [{"result", "score", "model_version"}] * 3
     assert {item["model_version"] for item in items} == {services.checkpoint.version}
@@ -99,20 +108,20 @@ def test_predictions_are_what_label_studio_takes(services: Services) -> None:
 
 
 def test_a_task_that_is_no_task_is_named(services: Services) -> None:
-    model = GNERModel(label_config=CONFIG, predictor=services.predictor)
+    model = model_of(services)
     with pytest.raises(InvalidRequest, match=r"tasks\[1\]"):
         model.predict([*tasks_of("Marie"), {"id": 2}])
 
 
 def test_what_is_not_done_in_time_is_none(services: Services) -> None:
-    model = GNERModel(label_config=CONFIG, predictor=services.predictor)
+    model = model_of(services)
     tasks = [wire.Task(index, {"text": f"a text never seen {index}"}) for index in range(50)]
     assert None in model.predict_tasks(tasks, None, 0.0)
     assert None not in model.predict_tasks(tasks, None, 60.0)
 
 
 def test_each_control_labels_with_its_own_labels(services: Services) -> None:
-    model = GNERModel(label_config=TWO_CONTROLS, predictor=services.predictor)
+    model = model_of(services, TWO_CONTROLS)
     [item] = model.predict(tasks_of(TEXTS[2]))
     by_control = {region["from_name"]: set() for region in item["result"]}
     for region in item["result"]:
@@ -124,7 +133,7 @@ def test_each_control_labels_with_its_own_labels(services: Services) -> None:
 
 
 def test_an_interactive_request_is_about_the_smart_control_or_the_one_in_use(services: Services) -> None:
-    model = GNERModel(label_config=TWO_CONTROLS, predictor=services.predictor)
+    model = model_of(services, TWO_CONTROLS)
     task = [wire.Task(1, {"text": TEXTS[2]})]
 
     def controls(context: list[dict[str, Any]] | None) -> set[str]:
@@ -145,7 +154,7 @@ def test_an_interactive_request_is_about_the_smart_control_or_the_one_in_use(ser
 
 
 def test_the_phrases_of_a_dialogue_are_labelled_one_by_one(services: Services) -> None:
-    model = GNERModel(label_config=DIALOGUE, predictor=services.predictor)
+    model = model_of(services, DIALOGUE)
     phrases = [TEXTS[2], "", "😀 " + TEXTS[2], TEXTS[0]]
     talk = [{"author": "a", "text": phrase} for phrase in phrases]
     [item] = model.predict([{"id": 1, "data": {"talk": talk}}])
@@ -158,7 +167,7 @@ def test_the_phrases_of_a_dialogue_are_labelled_one_by_one(services: Services) -
 
 
 def test_the_score_of_a_task_weighs_its_texts_by_their_words(services: Services) -> None:
-    model = GNERModel(label_config=DIALOGUE, predictor=services.predictor)
+    model = model_of(services, DIALOGUE)
 
     def score(*phrases: str) -> float:
         [item] = model.predict([{"id": 1, "data": {"talk": [{"text": phrase} for phrase in phrases]}}])
@@ -173,7 +182,7 @@ def test_the_score_of_a_task_weighs_its_texts_by_their_words(services: Services)
 
 
 def test_prefetched_tasks_are_answered_from_the_cache(services: Services) -> None:
-    model = GNERModel(label_config=OTHER_CONFIG, predictor=services.predictor)
+    model = model_of(services, OTHER_CONFIG)
     tasks = [wire.Task(index, {"body": f"Marie ahead {index}"}) for index in range(5)]
     model.prefetch(tasks)
     model.predict_tasks(tasks, None, 60.0)
@@ -181,3 +190,45 @@ def test_prefetched_tasks_are_answered_from_the_cache(services: Services) -> Non
     model.prefetch(tasks)
     assert None not in model.predict_tasks(tasks, None, 60.0)
     assert count(services, "gner_windows_decoded_total") == decoded
+
+
+# --- versions of projects
+
+
+def test_the_project_decides_which_version_answers(services: Services, checkpoint: Path) -> None:
+    trained = publish_random(services.registry, checkpoint, "7.1795333437", seed=1).version
+    services.served.refresh()
+    tasks = [wire.Task(1, {"text": TEXTS[0]})]
+    base = services.checkpoint.version
+
+    def version_for(model: GNERModel, project: str | None = None) -> str | None:
+        [prediction] = model.predict_tasks(tasks, None, 60.0, project)
+        return None if prediction is None else prediction.model_version
+
+    of_nobody = model_of(services)
+    assert version_for(of_nobody) == base
+    assert version_for(of_nobody, "7.1795333437") == trained
+    assert version_for(of_nobody, "8.1795333437") == base
+    of_project = GNERModel(
+        label_config=CONFIG,
+        predictor=services.predictor,
+        served_versions=services.served,
+        project="7.1795333437",
+    )
+    assert version_for(of_project) == trained
+    assert version_for(of_project, "8.1795333437") == base
+    assert {item["model_version"] for item in of_project.predict(tasks_of(*TEXTS))} == {trained}
+
+
+def test_tasks_are_prefetched_for_the_version_of_their_project(services: Services, checkpoint: Path) -> None:
+    publish_random(services.registry, checkpoint, "9.1795333437", seed=2)
+    services.served.refresh()
+    model = model_of(services, OTHER_CONFIG)
+    tasks = [wire.Task(index, {"body": f"Paris ahead {index}"}) for index in range(3)]
+    model.prefetch(tasks, "9.1795333437")
+    assert None not in model.predict_tasks(tasks, None, 60.0, "9.1795333437")
+    decoded = count(services, "gner_windows_decoded_total")
+    assert None not in model.predict_tasks(tasks, None, 60.0, "9.1795333437")
+    assert count(services, "gner_windows_decoded_total") == decoded
+    assert None not in model.predict_tasks(tasks, None, 60.0)
+    assert count(services, "gner_windows_decoded_total") == decoded + 3, "the base has been asked for nothing yet"

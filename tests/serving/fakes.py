@@ -1,15 +1,18 @@
-"""An engine whose decoder does what a test tells it, with real prompts."""
+"""An engine whose decoder does what a test tells it, with real prompts; and a registry without a disk."""
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from backend.engine.codec import Codec, Decoded, EncodedPrompt
 from backend.engine.decode import Work
+from backend.errors import AdapterError, CorruptVersion, UnknownVersion
 
 from ..engine import tiny
 
 TIMEOUT_S = 20.0  # of any wait: a test that hangs must fail
+BASE = "base-0"
 
 
 def codec() -> Codec:
@@ -47,5 +50,56 @@ def answer(labels: Sequence[str], words: Sequence[str]) -> Decoded:
 
 @dataclass
 class FakeEngine:
+    """`refuses` are versions that cannot be loaded. Notes what it was asked to activate, and what each batch met."""
+
     codec: Codec = field(default_factory=codec)
     decoder: FakeDecoder = field(default_factory=FakeDecoder)
+    refuses: dict[str, Exception] = field(default_factory=dict)
+    activated: list[str] = field(default_factory=list)
+
+    def activate(self, version: str) -> None:
+        if version in self.refuses:
+            raise self.refuses[version]
+        self.activated.append(version)
+
+
+def refusal(version: str) -> AdapterError:
+    return AdapterError(f"the adapter of {version} was not made for this model")
+
+
+@dataclass(frozen=True)
+class FakeInfo:
+    parent: str
+
+
+@dataclass
+class FakeRegistry:
+    """Projects, their versions' parents, and where each project's pointer points; "" is the base."""
+
+    parents: dict[str, dict[str, str]] = field(default_factory=dict)
+    pointers: dict[str, str] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)  # projects whose pointer cannot be read
+
+    def publish(self, project: str, version: str, parent: str = BASE) -> None:
+        self.parents.setdefault(project, {})[version] = parent
+        self.pointers[project] = version
+
+    def projects(self) -> Sequence[str]:
+        return sorted(self.parents)
+
+    def current(self, project: str) -> str | None:
+        if project in self.unreadable:
+            raise CorruptVersion(f"the pointer of {project} cannot be read")
+        return self.pointers.get(project) or None
+
+    def info(self, project: str, version: str) -> FakeInfo:
+        if version not in self.parents.get(project, {}):
+            raise UnknownVersion(f"project {project} has no version {version}")
+        return FakeInfo(self.parents[project][version])
+
+    def folder(self, project: str, version: str) -> Path:
+        self.info(project, version)
+        if version in self.damaged:
+            raise CorruptVersion(f"version {version} is damaged")
+        return Path("/nowhere") / version

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from backend.engine.codec import EncodedPrompt
 from backend.engine.decode import ExactDecoder
-from backend.errors import ModelNotReady
+from backend.errors import AdapterError, ModelNotReady
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, BatchLimits, Priority, State, _Waiting, pick_batch
 
 from ..engine import tiny
-from .fakes import TIMEOUT_S, FakeEngine, answer, codec
+from .fakes import BASE, TIMEOUT_S, FakeEngine, answer, codec, refusal
 
 ROOMY = BatchLimits(tokens=1_000_000, rows=1000)
 
@@ -51,7 +51,7 @@ def start() -> Iterator[Callable[..., Batcher]]:
 
 def occupy(engine: FakeEngine, batcher: Batcher) -> None:
     """Have the model busy with a first window, so that what comes next has to wait."""
-    batcher.submit(prompt("first"), Priority.BULK)
+    batcher.submit(prompt("first"), Priority.BULK, BASE)
     engine.decoder.wait_for_batch()
 
 
@@ -59,7 +59,7 @@ def test_answers_come_to_those_who_asked(engine: FakeEngine, start: Callable[...
     engine.decoder.gate.set()
     batcher = start(engine)
     prompts = [prompt("Ada", *["x"] * length) for length in range(20)]
-    futures = [batcher.submit(one, Priority.BULK) for one in prompts]
+    futures = [batcher.submit(one, Priority.BULK, BASE) for one in prompts]
     assert [future.result(TIMEOUT_S) for future in futures] == [answer(one.labels, one.words) for one in prompts]
 
 
@@ -68,7 +68,7 @@ def test_an_idle_model_starts_at_once_and_what_comes_meanwhile_shares_the_next_b
 ) -> None:
     batcher = start(engine)
     occupy(engine, batcher)
-    futures = [batcher.submit(prompt(word), Priority.BULK) for word in "abcde"]
+    futures = [batcher.submit(prompt(word), Priority.BULK, BASE) for word in "abcde"]
     engine.decoder.gate.set()
     for future in futures:
         future.result(TIMEOUT_S)
@@ -79,7 +79,7 @@ def test_the_most_urgent_go_first(engine: FakeEngine, start: Callable[..., Batch
     batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
     occupy(engine, batcher)
     order = [Priority.BACKGROUND, Priority.BULK, Priority.INTERACTIVE, Priority.OPEN_TASK, Priority.BULK]
-    futures = [batcher.submit(prompt(f"{p.name}{i}"), p) for i, p in enumerate(order)]
+    futures = [batcher.submit(prompt(f"{p.name}{i}"), p, BASE) for i, p in enumerate(order)]
     engine.decoder.gate.set()
     for future in futures:
         future.result(TIMEOUT_S)
@@ -95,8 +95,8 @@ def test_the_most_urgent_go_first(engine: FakeEngine, start: Callable[..., Batch
 def test_what_somebody_more_urgent_waits_for_moves_up(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
     batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
     occupy(engine, batcher)
-    futures = [batcher.submit(prompt(word), Priority.BACKGROUND) for word in "abc"]
-    futures.append(batcher.submit(prompt("bulk"), Priority.BULK))
+    futures = [batcher.submit(prompt(word), Priority.BACKGROUND, BASE) for word in "abc"]
+    futures.append(batcher.submit(prompt("bulk"), Priority.BULK, BASE))
     batcher.promote([futures[2]], Priority.OPEN_TASK)
     batcher.promote([futures[3]], Priority.BACKGROUND)  # nothing moves down
     engine.decoder.gate.set()
@@ -111,13 +111,13 @@ def test_a_poison_prompt_does_not_take_its_batch_mates_along(
     engine.decoder.fails = lambda one: "poison" in one.words
     batcher = start(engine)
     occupy(engine, batcher)
-    futures = {word: batcher.submit(prompt(word), Priority.BULK) for word in ("Ada", "poison", "Bea")}
+    futures = {word: batcher.submit(prompt(word), Priority.BULK, BASE) for word in ("Ada", "poison", "Bea")}
     engine.decoder.gate.set()
     assert futures["Ada"].result(TIMEOUT_S) == answer(("person",), ("Ada",))
     assert futures["Bea"].result(TIMEOUT_S) == answer(("person",), ("Bea",))
     with pytest.raises(RuntimeError, match="poison"):
         futures["poison"].result(TIMEOUT_S)
-    assert batcher.submit(prompt("Cleo"), Priority.BULK).result(TIMEOUT_S), "and the thread goes on"
+    assert batcher.submit(prompt("Cleo"), Priority.BULK, BASE).result(TIMEOUT_S), "and the thread goes on"
     assert any(record.levelno == logging.ERROR and record.exc_info for record in caplog.records)
 
 
@@ -126,7 +126,7 @@ def test_a_window_that_nobody_waits_for_any_more_is_not_decoded(
 ) -> None:
     batcher = start(engine)
     occupy(engine, batcher)
-    unwanted, wanted = (batcher.submit(prompt(word), Priority.BULK) for word in ("unwanted", "wanted"))
+    unwanted, wanted = (batcher.submit(prompt(word), Priority.BULK, BASE) for word in ("unwanted", "wanted"))
     assert unwanted.cancel()
     engine.decoder.gate.set()
     wanted.result(TIMEOUT_S)
@@ -137,9 +137,9 @@ def test_stop_lets_the_batch_in_flight_finish_and_cancels_what_waits(
     engine: FakeEngine, start: Callable[..., Batcher]
 ) -> None:
     batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
-    in_flight = batcher.submit(prompt("Ada"), Priority.BULK)
+    in_flight = batcher.submit(prompt("Ada"), Priority.BULK, BASE)
     engine.decoder.wait_for_batch()
-    waiting = [batcher.submit(prompt(word), Priority.BULK) for word in "abc"]
+    waiting = [batcher.submit(prompt(word), Priority.BULK, BASE) for word in "abc"]
     stopping = threading.Thread(target=batcher.stop)
     stopping.start()
     engine.decoder.gate.set()
@@ -155,7 +155,7 @@ def test_stop_lets_the_batch_in_flight_finish_and_cancels_what_waits(
 def test_what_is_submitted_after_stop_is_cancelled_too(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
     batcher = start(engine)
     batcher.stop()
-    assert batcher.submit(prompt("Ada"), Priority.BULK).cancelled()
+    assert batcher.submit(prompt("Ada"), Priority.BULK, BASE).cancelled()
 
 
 # --- the states of the model
@@ -175,7 +175,7 @@ def test_loading_then_ready() -> None:
     assert (batcher.state, batcher.failure) == (State.LOADING, None)
     with pytest.raises(ModelNotReady, match="still loading"):
         batcher.codec(0.0)
-    early = batcher.submit(prompt("Ada"), Priority.BULK)
+    early = batcher.submit(prompt("Ada"), Priority.BULK, BASE)
     may_load.set()
     assert batcher.codec(TIMEOUT_S) is engine.codec
     assert batcher.state is State.READY
@@ -225,12 +225,15 @@ def test_stop_frees_who_waits_for_a_model_that_loads() -> None:
 # --- which windows make a batch
 
 
-def waiting(tokens: list[int], priorities: list[Priority] | None = None) -> list[_Waiting]:
+def waiting(
+    tokens: list[int], priorities: list[Priority] | None = None, versions: list[str] | None = None
+) -> list[_Waiting]:
     priorities = priorities or [Priority.BULK] * len(tokens)
+    versions = versions or [BASE] * len(tokens)
     any_prompt = prompt("x")
     return [
-        _Waiting((priority, arrival), length, any_prompt, object())  # type: ignore[arg-type]
-        for arrival, (length, priority) in enumerate(zip(tokens, priorities, strict=True))
+        _Waiting((priority, arrival), length, any_prompt, version, object())  # type: ignore[arg-type]
+        for arrival, (length, priority, version) in enumerate(zip(tokens, priorities, versions, strict=True))
     ]
 
 
@@ -259,20 +262,23 @@ def test_a_more_urgent_window_is_not_left_behind_for_a_like_one() -> None:
 
 @hypothesis_settings(max_examples=50)
 @given(
-    st.lists(st.tuples(st.integers(1, 500), st.sampled_from(Priority)), min_size=1, max_size=30),
+    st.lists(
+        st.tuples(st.integers(1, 500), st.sampled_from(Priority), st.sampled_from("ABC")), min_size=1, max_size=30
+    ),
     st.integers(1, 2000),
     st.integers(1, 20),
 )
 def test_batches_keep_to_their_limits_and_every_window_gets_its_turn(
-    asked: list[tuple[int, Priority]], tokens: int, rows: int
+    asked: list[tuple[int, Priority, str]], tokens: int, rows: int
 ) -> None:
-    left = waiting([length for length, _ in asked], [priority for _, priority in asked])
+    left = waiting(*(list(column) for column in zip(*asked, strict=True)))  # type: ignore[arg-type]
     while left:
         batch = pick_batch(left, BatchLimits(tokens, rows))
         assert min(left, key=lambda one: one.order) is batch[0], "the most urgent is in it"
         assert len(batch) <= rows
         assert len(batch) == 1 or max(one.tokens for one in batch) * len(batch) <= tokens
         assert len({id(one) for one in batch}) == len(batch)
+        assert len({one.version for one in batch}) == 1
         taken = set(map(id, batch))
         left = [one for one in left if id(one) not in taken]
 
@@ -284,6 +290,9 @@ def test_batches_of_a_real_model_are_counted() -> None:
         codec = real
         decoder = ExactDecoder(family, 48)
 
+        def activate(self, version: str) -> None:
+            pass
+
     metrics = Metrics()
     batcher = Batcher(Engine, BatchLimits(tokens=300, rows=4), metrics)
     rng = random.Random(0)
@@ -291,7 +300,7 @@ def test_batches_of_a_real_model_are_counted() -> None:
         real.encode(("person", "city"), rng.choices(["Marie", "in", "Paris"], k=rng.randint(1, 9))) for _ in range(20)
     ]
     batcher.start()
-    futures = [batcher.submit(one, Priority.BULK) for one in prompts]
+    futures = [batcher.submit(one, Priority.BULK, BASE) for one in prompts]
     found = [future.result(TIMEOUT_S) for future in futures]
     batcher.stop()
     assert [one.tags for one in found] == [one.tags for one in ExactDecoder(family, 48).decode(prompts)]
@@ -306,3 +315,105 @@ def test_batches_of_a_real_model_are_counted() -> None:
     assert count("gner_output_tokens_total") == work.output_tokens > 0
     assert 5 <= count("gner_batches_total") <= 20
     assert count("gner_queued_windows") == 0
+
+
+# --- versions, and what else is done in the model's thread
+
+
+def test_a_batch_never_mixes_versions(start: Callable[..., Batcher]) -> None:
+    engine = FakeEngine()
+    batcher = start(engine)
+    occupy(engine, batcher)
+    wanted = [(f"{version}{index}", version) for index in range(4) for version in ("A", "B", BASE)]
+    futures = [batcher.submit(prompt(word), Priority.BULK, version) for word, version in wanted]
+    engine.decoder.gate.set()
+    for future in futures:
+        future.result(TIMEOUT_S)
+    assert engine.activated == [BASE, "A", "B", BASE], "the longest waiting first, and as few changes as can be"
+    assert engine.decoder.batches[1:] == [[(word,) for word, of in wanted if of == v] for v in ("A", "B", BASE)]
+
+
+def test_more_urgent_windows_of_another_version_go_first(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+    batcher = start(engine)
+    occupy(engine, batcher)
+    futures = [batcher.submit(prompt("bulk"), Priority.BULK, "A")]
+    futures.append(batcher.submit(prompt("drawing"), Priority.INTERACTIVE, "B"))
+    engine.decoder.gate.set()
+    for future in futures:
+        future.result(TIMEOUT_S)
+    assert engine.decoder.batches[1:] == [[("drawing",)], [("bulk",)]]
+
+
+@pytest.mark.parametrize("error", [refusal("A"), RuntimeError("out of memory")])
+def test_a_version_that_cannot_be_loaded_fails_its_own_windows(
+    engine: FakeEngine, start: Callable[..., Batcher], caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    engine.refuses["A"] = error
+    engine.decoder.gate.set()
+    batcher = start(engine)
+    futures = [batcher.submit(prompt("x"), Priority.BULK, "A") for _ in range(3)]
+    for future in futures:
+        with pytest.raises(type(error), match=str(error)):
+            future.result(TIMEOUT_S)
+    assert batcher.submit(prompt("Ada"), Priority.BULK, BASE).result(TIMEOUT_S) == answer(("person",), ("Ada",))
+    assert "version A cannot be used" in caplog.text
+
+
+def test_an_action_runs_between_two_batches(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+    batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
+    occupy(engine, batcher)
+    windows = [batcher.submit(prompt(word), Priority.INTERACTIVE, BASE) for word in "ab"]
+    seen: list[tuple[str, int]] = []
+    action = batcher.run(lambda given: seen.append((threading.current_thread().name, len(given.decoder.batches))))
+    assert not action.done()
+    engine.decoder.gate.set()
+    action.result(TIMEOUT_S)
+    for window in windows:
+        window.result(TIMEOUT_S)
+    assert seen == [("model", 1)], "after the batch in flight, before those that wait"
+
+
+def test_an_action_that_fails_tells_who_asked_and_nobody_else(
+    engine: FakeEngine, start: Callable[..., Batcher]
+) -> None:
+    engine.decoder.gate.set()
+    batcher = start(engine)
+
+    def fail(_: object) -> None:
+        raise refusal("A")
+
+    with pytest.raises(AdapterError, match="A was not made"):
+        batcher.run(fail).result(TIMEOUT_S)
+    assert batcher.submit(prompt("Ada"), Priority.BULK, BASE).result(TIMEOUT_S)
+    assert batcher.run(lambda _: 7).result(TIMEOUT_S) == 7
+
+
+def test_actions_are_cancelled_by_stop(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+    batcher = start(engine)
+    occupy(engine, batcher)
+    waiting_action = batcher.run(lambda _: 7)
+    stopping = threading.Thread(target=batcher.stop)
+    stopping.start()
+    while not batcher._stopping:
+        assert stopping.is_alive()
+    engine.decoder.gate.set()
+    stopping.join(TIMEOUT_S)
+    assert waiting_action.cancelled()
+    assert batcher.run(lambda _: 7).cancelled()
+
+
+def test_without_a_model_there_are_no_actions() -> None:
+    may_fail = threading.Event()
+
+    def load() -> FakeEngine:
+        assert may_fail.wait(TIMEOUT_S)
+        raise OSError("weights are gone")
+
+    batcher = Batcher(load, ROOMY, Metrics())
+    batcher.start()
+    early = batcher.run(lambda _: 7)
+    may_fail.set()
+    for action in (early, batcher.run(lambda _: 7)):
+        with pytest.raises(ModelNotReady, match="weights are gone"):
+            action.result(TIMEOUT_S)
+    batcher.stop()

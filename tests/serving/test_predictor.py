@@ -12,7 +12,7 @@ import redis
 from backend import store
 from backend.engine.codec import Codec, Limits
 from backend.engine.decode import ExactDecoder
-from backend.errors import LabelsIndistinguishable, ModelNotReady, PromptTooLong
+from backend.errors import AdapterError, LabelsIndistinguishable, ModelNotReady, PromptTooLong
 from backend.metrics import Metrics
 from backend.ner import segment
 from backend.ner.prompt import PromptFormat
@@ -20,11 +20,14 @@ from backend.ner.spans import Span
 from backend.serving.batcher import Batcher, BatchLimits, Engine, Priority
 from backend.serving.cache import CacheLimits, PredictionCache
 from backend.serving.predictor import Predictor, Query
+from backend.serving.served import Served
 
 from ..engine import tiny
-from .fakes import TIMEOUT_S, FakeEngine
+from .fakes import TIMEOUT_S, FakeEngine, refusal
 
 PERSON = ("person",)
+V1 = Served("v1")
+V2 = Served("v2", "v1")
 
 
 @dataclass
@@ -33,7 +36,6 @@ class Serving:
 
     engine: Engine
     client: redis.Redis | None
-    version: str = "v1"
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(100_000, 100))
     load: Callable[[], None] = lambda: None
 
@@ -45,15 +47,19 @@ class Serving:
         self.metrics = Metrics()
         self.batcher = Batcher(load, self.limits, self.metrics)
         self.cache = PredictionCache(self.client, CacheLimits(10_000, 1000), self.metrics)
-        self.predictor = Predictor(self.batcher, self.cache, self.metrics, version=self.version, decoding="exact")
+        self.predictor = Predictor(self.batcher, self.cache, self.metrics, decoding="exact")
         self.batcher.start()
         self.predictor.start()
 
     def predict(
-        self, *texts: str, labels: tuple[str, ...] = PERSON, timeout_s: float = TIMEOUT_S
+        self,
+        *texts: str,
+        labels: tuple[str, ...] = PERSON,
+        timeout_s: float = TIMEOUT_S,
+        served: Served = V1,
     ) -> list[list[tuple[str, str]] | None]:
         """Per text the spans as (label, text); None for what is not done."""
-        answers = self.predictor.predict([Query(text, labels) for text in texts], timeout_s, Priority.BULK)
+        answers = self.predictor.predict([Query(text, labels) for text in texts], timeout_s, Priority.BULK, served)
         return [
             None if answer is None else [(span.label, text[span.start : span.end]) for span in answer.spans]
             for text, answer in zip(texts, answers, strict=True)
@@ -75,6 +81,9 @@ class RealEngine:
 
     codec: Codec
     decoder: ExactDecoder
+
+    def activate(self, version: str) -> None:
+        """Every version is the same model."""
 
 
 @pytest.fixture
@@ -106,7 +115,7 @@ def test_one_answer_per_text_in_order(engine: FakeEngine, serve: Callable[..., S
 
 def test_spans_and_scores_are_those_of_the_text(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     engine.decoder.gate.set()
-    [answer] = serve(engine).predictor.predict([Query("x  Ada\r\n.", PERSON)], TIMEOUT_S, Priority.BULK)
+    [answer] = serve(engine).predictor.predict([Query("x  Ada\r\n.", PERSON)], TIMEOUT_S, Priority.BULK, V1)
     assert answer is not None
     assert answer.spans == (Span(3, 6, "person", 0.5),)
     assert answer.num_words == 3
@@ -115,7 +124,7 @@ def test_spans_and_scores_are_those_of_the_text(engine: FakeEngine, serve: Calla
 
 def test_an_empty_text_is_sure_and_needs_no_model(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     serving = serve(engine)
-    [answer] = serving.predictor.predict([Query(" ", PERSON)], TIMEOUT_S, Priority.BULK)
+    [answer] = serving.predictor.predict([Query(" ", PERSON)], TIMEOUT_S, Priority.BULK, V1)
     assert answer is not None
     assert (answer.spans, answer.score, answer.num_words) == ((), 1.0, 0)
     assert engine.decoder.batches == []
@@ -137,10 +146,35 @@ def test_350_texts_asked_for_again_need_no_model(engine: FakeEngine, serve: Call
 
 def test_another_version_asks_its_own_model(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     engine.decoder.gate.set()
-    serve(engine).predict("Ada")
-    newer = serve(engine, version="v2")
-    newer.predict("Ada")
-    assert newer.count("gner_windows_decoded_total") == 1
+    serving = serve(engine)
+    for served in (V1, V2, V1, V2):
+        serving.predict("Ada", served=served)
+    assert serving.count("gner_windows_decoded_total") == 2
+    assert engine.activated == ["v1", "v2"]
+
+
+def test_the_same_text_asked_of_two_versions_at_once_is_two_answers(
+    engine: FakeEngine, serve: Callable[..., Serving]
+) -> None:
+    serving = serve(engine)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(serving.predict, "Ada", served=V1)
+        engine.decoder.wait_for_batch()
+        second = threads.submit(serving.predict, "Ada", served=V2)
+        engine.decoder.gate.set()
+        assert first.result(TIMEOUT_S) == second.result(TIMEOUT_S) == [[("person", "Ada")]]
+    assert engine.activated == ["v1", "v2"]
+
+
+def test_a_version_that_cannot_be_used_is_an_error_of_the_request(
+    engine: FakeEngine, serve: Callable[..., Serving]
+) -> None:
+    engine.decoder.gate.set()
+    engine.refuses["v2"] = refusal("v2")
+    serving = serve(engine)
+    with pytest.raises(AdapterError, match="v2"):
+        serving.predict("Ada", "Bea", served=V2)
+    assert serving.predict("Ada", served=V1) == [[("person", "Ada")]]
 
 
 def test_the_same_text_asked_for_twice_at_once_is_decoded_once(
@@ -271,20 +305,20 @@ def test_prefetched_texts_are_in_the_cache_when_they_are_asked_for(
     engine.decoder.gate.set()
     serving = serve(engine)
     texts = [f"Ada {index}" for index in range(30)]
-    serving.predictor.prefetch([Query(text, PERSON) for text in texts])
+    serving.predictor.prefetch([Query(text, PERSON) for text in texts], V1)
     serving.predict(*texts)  # joins what is not done yet
     assert serving.count("gner_windows_decoded_total") == 30
     before = serving.count("gner_cache_hits_total")
     serving.predict(*texts)
     assert serving.count("gner_cache_hits_total") == before + 30
-    serving.predictor.prefetch([Query(text, PERSON) for text in texts])
+    serving.predictor.prefetch([Query(text, PERSON) for text in texts], V1)
     assert serving.predict(*texts) == [[("person", "Ada")]] * 30
     assert serving.count("gner_windows_decoded_total") == 30
 
 
 def test_who_asks_goes_before_what_nobody_asked_for_yet(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     serving = serve(engine, limits=BatchLimits(100_000, 1))
-    serving.predictor.prefetch([Query(f"background {index}", PERSON) for index in range(5)])
+    serving.predictor.prefetch([Query(f"background {index}", PERSON) for index in range(5)], V1)
     engine.decoder.wait_for_batch()
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(serving.predict, "Ada")
@@ -339,10 +373,15 @@ def test_threads_with_different_schemas_do_not_cross_talk(serve: Callable[..., S
 def test_what_an_earlier_version_said_is_the_draft(serve: Callable[..., Serving]) -> None:
     family, codec = tiny.bert()
     text = "Marie Curie worked in Paris for the University of Paris ."
-    before = serve(RealEngine(codec, ExactDecoder(family, 1_000)), version="v1")
-    said = before.predict(text)
-    passes_before = before.count("gner_decoder_passes_total")
-    after = serve(RealEngine(codec, ExactDecoder(family, 1_000)), version="v2")
-    assert after.predict(text) == said
-    assert after.count("gner_cache_hits_total") == 0
-    assert after.count("gner_decoder_passes_total") == 1 < passes_before
+    serving = serve(RealEngine(codec, ExactDecoder(family, 1_000)))
+
+    def passes_for(served: Served) -> float:
+        before = serving.count("gner_decoder_passes_total")
+        assert serving.predict(text, served=served) == said
+        return serving.count("gner_decoder_passes_total") - before
+
+    said = serving.predict(text, served=V1)
+    first = serving.count("gner_decoder_passes_total")
+    assert passes_for(V2) == 1 < first
+    assert passes_for(Served("v3", None)) == first
+    assert serving.count("gner_cache_hits_total") == 0
