@@ -27,6 +27,7 @@ from backend.engine.family import Family
 from backend.engine.generate import respelling
 from backend.errors import CorpusError
 from backend.learning.corpora import SPLITS, Corpus, Sentence, mentions, read_corpora
+from backend.learning.scores import Counts
 from backend.ner.prompt import OUTSIDE
 from backend.ner.structure import Respell, entities, structure
 
@@ -34,30 +35,6 @@ _BOOTSTRAP_SAMPLES = 2000
 _BOOTSTRAP_SEED = 13
 _BATCH_WINDOWS = 32
 _DECODER_WINDOW_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Entities that were found and are right, that were found, and that there are."""
-
-    right: int
-    found: int
-    there: int
-
-    @property
-    def f1(self) -> float:
-        """0..1; 0 where nothing is there and nothing was found."""
-        return 2 * self.right / (self.found + self.there) if self.found + self.there else 0.0
-
-    @property
-    def precision(self) -> float:
-        """0..1; 0 where nothing was found."""
-        return self.right / self.found if self.found else 0.0
-
-    @property
-    def recall(self) -> float:
-        """0..1; 0 where nothing is there."""
-        return self.right / self.there if self.there else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from backend.errors import CorpusError
 from backend.learning.bundle import build, export
 from backend.learning.corpora import mentions, read_corpora
 from backend.learning.evaluation import (
-    Counts,
     average_f1,
     bootstrap,
     evaluate,
@@ -24,6 +23,7 @@ from backend.learning.evaluation import (
     score_predictions,
     tag,
 )
+from backend.learning.scores import Counts
 from tests.learning import small
 
 GOLD = [["B-per", "I-per", "O", "B-loc"], ["O", "B-loc"], ["O", "O"]]

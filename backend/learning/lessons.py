@@ -1,0 +1,165 @@
+"""Labelled texts -> what one training step sees: windows of words with a tag each, cut as at serving time. No torch."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from backend.engine.codec import Codec
+from backend.learning.corpora import mentions
+from backend.learning.examples import Example
+from backend.ner import segment
+from backend.ner.spans import Span, Window
+
+_HELD_OUT = 5  # one task of so many is held out
+_POOL_BATCHES = 6  # batches of like length are cut from so many batches' lessons
+
+
+class Text(Protocol):
+    """A text as the model is asked about it: LabelledText and AnnotatedText both are one."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def breaks(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A window: the labels that are asked for, its words, and the tags that the model should answer."""
+
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A project's examples: to train on, and held out."""
+
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+
+
+def is_held_out(project: str, task_id: int) -> bool:
+    """A fifth of a project's tasks is never trained on. Which, only project key and task id decide."""
+    return _hash(f"{project}:{task_id}") % _HELD_OUT == 0
+
+
+def split(project: str, examples: Sequence[Example]) -> Split:
+    """`project` is the project's key."""
+    return Split(
+        tuple(example for example in examples if not is_held_out(project, example.task_id)),
+        tuple(example for example in examples if is_held_out(project, example.task_id)),
+    )
+
+
+def folds(project: str, examples: Sequence[Example], number: int) -> list[tuple[Example, ...]]:
+    """The examples in parts of like size, in an order that only project key and task ids decide."""
+    ordered = sorted(examples, key=lambda example: (_hash(f"fold:{project}:{example.task_id}"), example.task_id))
+    return [part for part in (tuple(ordered[index::number]) for index in range(number)) if part]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def windows_of(codec: Codec, labels: tuple[str, ...], text: str, breaks: Sequence[int]) -> list[Window]:
+    """The windows in which the text is served. Raises PromptTooLong if the labels leave no room for words."""
+    words = segment.words(text, breaks)
+    costs = [codec.cost(labels, word.text) for word in words]
+    return segment.windows(text, words, costs, codec.budget(labels), breaks)
+
+
+def lessons_of(
+    codec: Codec,
+    labels: tuple[str, ...],
+    text: str,
+    breaks: Sequence[int],
+    spans: Sequence[Span],
+    weight: float = 1.0,
+) -> list[Lesson]:
+    """One lesson per window; every word is in one, O included. Raises PromptTooLong as `windows_of` does."""
+    tags = segment.tags_of(spans, segment.words(text, breaks))
+    return [
+        Lesson(
+            labels,
+            tuple(word.text for word in window.words),
+            _legal_start(tags[window.first_word : window.first_word + len(window.words)]),
+            weight,
+        )
+        for window in windows_of(codec, labels, text, breaks)
+    ]
+
+
+def fits(codec: Codec, lesson: Lesson) -> bool:
+    """Whether it could be a window."""
+    costs = [codec.cost(lesson.labels, word) for word in lesson.words]
+    budget = codec.budget(lesson.labels)
+    return (
+        sum(cost.source_tokens for cost in costs) <= budget.source_tokens
+        and sum(cost.target_tokens for cost in costs) <= budget.target_tokens
+    )
+
+
+def _legal_start(tags: Sequence[str]) -> tuple[str, ...]:
+    """A span that a window cuts begins with it."""
+    first = "B-" + tags[0][2:] if tags[0].startswith("I-") else tags[0]
+    return (first, *tags[1:])
+
+
+Mentions = Mapping[str, Sequence[tuple[str, ...]]]  # the words of entities, by label
+
+
+def mentions_of(lessons: Iterable[Lesson]) -> Mentions:
+    """All entities of the lessons."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for lesson in lessons:
+        for mention in mentions(lesson.tags):
+            found.setdefault(mention.label, []).append(lesson.words[mention.start : mention.end])
+    return found
+
+
+def swapped(lesson: Lesson, others: Mentions, share: float, rng: random.Random) -> Lesson:
+    """The lesson with about the part `share` of its entities, 0..1, replaced by others of their label."""
+    words: list[str] = []
+    tags: list[str] = []
+    done = 0
+    for mention in mentions(lesson.tags):
+        words += lesson.words[done : mention.start]
+        tags += lesson.tags[done : mention.start]
+        chosen = lesson.words[mention.start : mention.end]
+        if rng.random() < share:
+            chosen = rng.choice(others[mention.label])
+        words += chosen
+        tags += [f"B-{mention.label}"] + [f"I-{mention.label}"] * (len(chosen) - 1)
+        done = mention.end
+    return replace(lesson, words=(*words, *lesson.words[done:]), tags=(*tags, *lesson.tags[done:]))
+
+
+_Item = TypeVar("_Item")
+
+
+def batches(
+    items: Iterable[tuple[int, _Item]], max_items: int, max_tokens: int, rng: random.Random
+) -> list[list[_Item]]:
+    """Items in random batches of like length; each is given with its tokens.
+
+    A batch has at most `max_items`, and padded at most `max_tokens` tokens, if it has more than one.
+    """
+    shuffled = list(items)
+    rng.shuffle(shuffled)
+    found: list[list[_Item]] = []
+    pool = max_items * _POOL_BATCHES
+    for begin in range(0, len(shuffled), pool):
+        batch: list[_Item] = []
+        for tokens, item in sorted(shuffled[begin : begin + pool], key=lambda pair: pair[0]):
+            if batch and (len(batch) == max_items or (len(batch) + 1) * tokens > max_tokens):
+                found.append(batch)
+                batch = []
+            batch.append(item)
+        found.append(batch)
+    rng.shuffle(found)
+    return found
