@@ -82,12 +82,6 @@ class Gone(BackendError):
     status = 410
 
 
-class NotImplementedYet(BackendError):
-    """Something of Label Studio's protocol that this version does not do."""
-
-    status = 501
-
-
 class LabelStudioUnavailable(BackendError):
     """Label Studio's API does not answer, or refuses the key."""
 
@@ -120,3 +114,7 @@ class CorpusError(BackendError):
 
 class AdapterError(BackendError):
     """Adapter weights that do not fit the loaded checkpoint."""
+
+
+class TrainingFailed(BackendError):
+    """A training that came to nothing, though its examples and its checkpoint are right."""

@@ -78,6 +78,19 @@ class Settings(BaseSettings):
         description="seconds after which /predict answers with what is done (Label Studio waits 100)",
     )
     threads: int = Field(32, alias="GNER_THREADS", ge=2, description="requests served at the same time")
+    worker: Literal["on", "off"] = Field(
+        "on", alias="GNER_WORKER", description="on: serve also runs a worker that trains; off: workers run elsewhere"
+    )
+    train_after: int = Field(
+        20,
+        alias="GNER_TRAIN_AFTER",
+        ge=0,
+        description="changed annotations after which a project is trained by itself; 0: only when it is asked for. A "
+        'project\'s own extra params, {"train_after": N}, win',
+    )
+    train_device: str = Field(
+        "auto", alias="GNER_TRAIN_DEVICE", description="where it is trained: auto (as --device), cpu, cuda or cuda:N"
+    )
     label_studio_url: str = Field(
         "", alias="LABEL_STUDIO_URL", description="where Label Studio is, for what needs its API"
     )

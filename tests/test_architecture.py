@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BACKEND = ROOT / "backend"
 
-# What each part may import of the others: cli -> app -> labelstudio -> serving | learning -> engine -> ner.
+# What each part may import of the others: cli -> app | worker -> labelstudio -> serving | learning -> engine -> ner.
 LEAVES = {"settings", "errors", "metrics"}
 MAY_IMPORT = {
     "ner": {"errors"},
@@ -23,13 +23,15 @@ MAY_IMPORT = {
     "dashboard": LEAVES | {"store", "serving", "learning", "labelstudio", "engine", "ner"},
     "app": LEAVES | {"store", "dashboard", "labelstudio", "serving", "learning", "engine", "ner"},
     "web": LEAVES | {"app"},
+    "worker": LEAVES | {"store", "labelstudio", "learning", "engine", "ner"},
+    "processes": set(),
     "cli": None,  # everything
     "settings": {"errors"},
     "errors": set(),
     "metrics": set(),
 }
 # Beside the engine, the modules that train a model, and the one that measures it while it is trained.
-TRAINING = {"pretrain", "finetune", "learner", "bundle", "evaluation"}
+TRAINING = {"pretrain", "finetune", "learner", "bundle", "evaluation", "teacher"}
 MODULES = sorted(path for path in BACKEND.rglob("*.py"))
 
 
@@ -143,6 +145,32 @@ def test_importing_everything_does_nothing_visible(tmp_path: Path) -> None:
         timeout=180,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def loaded_after(program: str) -> set[str]:
+    """All modules that a fresh interpreter has loaded after a program."""
+    program += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120, capture_output=True, text=True
+    )
+    return set(done.stdout.split())
+
+
+def test_the_worker_loads_nothing_that_serves_and_torch_only_to_train() -> None:
+    loaded = loaded_after("import backend.worker")
+    assert "backend.learning.jobs" in loaded
+    serving = {module for module in loaded if module.split(".")[:2] in (["backend", "serving"], ["backend", "app"])}
+    assert not serving
+    assert not {"torch", "peft", "flask", "label_studio_sdk", "backend.learning.finetune"} & loaded
+    training = loaded_after("import backend.worker, backend.learning.finetune, backend.engine.adapters")
+    assert not {module for module in training if module.startswith("backend.serving")}
+
+
+@pytest.mark.parametrize("module", ["backend.web", "backend.app", "backend.labelstudio.routes"])
+def test_what_serves_loads_nothing_that_trains(module: str) -> None:
+    loaded = loaded_after(f"import {module}")
+    assert module in loaded
+    assert not {"peft", "backend.learning.finetune", "backend.worker"} & loaded
 
 
 def test_the_command_line_answers_without_loading_torch() -> None:

@@ -12,6 +12,7 @@ from backend.settings import Settings, flag, read, variable
 def test_without_anything_the_defaults_serve() -> None:
     settings = read()
     assert (settings.port, settings.model, settings.redis_url, settings.cache) == (9090, "gner-mini", "", "on")
+    assert (settings.worker, settings.train_after, settings.train_device) == ("on", 20, "auto")
     assert settings.auth is None
     assert settings.predict_deadline_s < 100, "Label Studio waits 100 s"
 
@@ -49,6 +50,9 @@ def test_a_variable_of_somebody_else_is_ignored(monkeypatch: pytest.MonkeyPatch)
         ("GNER_CACHE_DAYS", "0"),
         ("GNER_PREDICT_DEADLINE_S", "-3"),
         ("GNER_THREADS", "1"),
+        ("GNER_WORKER", "maybe"),
+        ("GNER_TRAIN_AFTER", "-1"),
+        ("GNER_TRAIN_AFTER", "often"),
         ("REDIS_URL", "localhost:6379"),
         ("LABEL_STUDIO_URL", "localhost:8080"),
         ("LOG_LEVEL", "LOUD"),

@@ -3,25 +3,37 @@
 import hmac
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
+from dataclasses import asdict
 from functools import lru_cache
+from typing import Any
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import BackendError, Gone, InvalidRequest, NotImplementedYet, Unauthorized
-from backend.labelstudio import schema, wire
+from backend.errors import BackendError, InvalidRequest, NotEnoughExamples, StoreUnavailable, Unauthorized
+from backend.labelstudio import annotations, manage, schema, wire
+from backend.labelstudio.manage import Management
 from backend.labelstudio.model import GNERModel
+from backend.labelstudio.schema import LabelSchema
+from backend.learning.examples import MAX_UNLABELLED_TASKS, ExampleStore, Project
+from backend.learning.jobs import MIN_EXAMPLES, TrainingQueue
+from backend.learning.registry import Registry
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, State
 from backend.serving.cache import PredictionCache
 from backend.serving.predictor import Predictor
+from backend.serving.served import ServedVersions
 
 log = logging.getLogger(__name__)
 
 # Label configs whose parsed form is kept: projects in use at the same time.
 _KEPT_CONFIGS = 256
+# /setup stands before every prediction: a store that hangs must not hold it up.
+_NOTING_S = 0.5
 # Holds no secret, and container platforms ask it without credentials.
 _ALWAYS_OPEN = frozenset({"backend.health"})
 
@@ -35,15 +47,25 @@ def create_routes(
     device: str,
     auth: tuple[str, str] | None,
     deadline_s: float,
+    served: ServedVersions,
+    registry: Registry,
+    examples: ExampleStore,
+    training: TrainingQueue,
+    syncs: bool = False,
 ) -> Blueprint:
-    """All endpoints over the running services. `auth` are user and password that callers must give, if any."""
+    """All endpoints over the running services. `auth` are user and password that callers must give, if any.
+
+    `syncs`: a training first gets from Label Studio what is missing here, so how much is here says nothing.
+    """
     routes = Blueprint("backend", __name__)
+    management = Management(examples, registry, cache)
     # TASKS_CREATED is answered at once, and its tasks predicted in the background
     background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    notes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="notes")
 
     @lru_cache(maxsize=_KEPT_CONFIGS)
     def model_of(label_config: str) -> GNERModel:
-        return GNERModel(label_config=label_config, predictor=predictor)
+        return GNERModel(label_config=label_config, predictor=predictor, served_versions=served)
 
     @routes.before_request
     def start() -> None:
@@ -65,7 +87,7 @@ def create_routes(
             "status": "DOWN" if state is State.FAILED else "UP",
             "state": state.value,
             "model_class": GNERModel.__name__,
-            "model_version": predictor.version,
+            "model_version": served.base_version,
             "device": device,
             "cache": cache.state,
         }
@@ -76,7 +98,7 @@ def create_routes(
     @routes.get("/")
     def index() -> ResponseReturnValue:
         endpoints = sorted(rule.rule for rule in current_app.url_map.iter_rules() if rule.endpoint != "static")
-        return {"name": "gner-backend", "model_version": predictor.version, "endpoints": endpoints}
+        return {"name": "gner-backend", "model_version": served.base_version, "endpoints": endpoints}
 
     @routes.get("/metrics")
     def prometheus() -> ResponseReturnValue:
@@ -86,12 +108,30 @@ def create_routes(
     def setup() -> ResponseReturnValue:
         asked = wire.parse_setup(_json())
         labels = model_of(asked.label_config).schema.label_values
-        return {"model_version": predictor.version, "labels": list(labels), "state": batcher.state.value}
+        project = None
+        if asked.project is not None:
+            project = asked.project.key
+            wait_for_futures([notes.submit(_note_setup, asked, asked.project)], _NOTING_S)
+        return {"model_version": served.of(project).version, "labels": list(labels), "state": batcher.state.value}
+
+    def _note_setup(asked: wire.SetupRequest, ref: wire.ProjectRef) -> None:
+        """Keep what only /setup tells; written only if it is new, for /setup comes before every prediction."""
+        try:
+            project, known = annotations.project_of_ref(ref, asked.label_config), examples.project(ref.key)
+            if known is None or (known.config_digest, known.controls) != (project.config_digest, project.controls):
+                examples.save_project(project)
+            if asked.extra_params is not None and asked.extra_params != examples.params(ref.key):
+                examples.save_params(ref.key, asked.extra_params)
+        except BackendError as error:  # predictions go on without it, and it is told again before the next one
+            log.warning("what /setup says of project %s is not stored: %s", ref.key, error)
+        except Exception:  # thread boundary
+            log.exception("what /setup says of project %s is not stored", ref.key)
 
     @routes.post("/predict")
     def predict() -> ResponseReturnValue:
         asked = wire.parse_predict(_json())
-        predictions = model_of(asked.label_config).predict_tasks(asked.tasks, asked.context, deadline_s)
+        project = None if asked.project is None else asked.project.key
+        predictions = model_of(asked.label_config).predict_tasks(asked.tasks, asked.context, deadline_s, project)
         late = predictions.count(None)
         if late:
             log.warning("%d of %d tasks are not done in time; they go on in the background", late, len(predictions))
@@ -100,33 +140,152 @@ def create_routes(
     @routes.post("/webhook")
     def webhook() -> ResponseReturnValue:
         event = wire.parse_webhook(_json())
-        if isinstance(event, wire.TasksCreated):
-            background.submit(_prefetch, event)
-            return {"action": event.action, "status": "queued"}, 202
-        if isinstance(event, wire.TrainingStarted):
-            raise NotImplementedYet("training is not part of this version")
-        return {"action": event.action, "status": "ignored"}
+        match event:
+            case wire.AnnotationsSaved():
+                changed = _store(annotations.project_of(event.project), event.project.label_config, event.items)
+                return _stored(event.action, event.project.key, changed)
+            case wire.AnnotationsDeleted():
+                changed = examples.delete_annotations(event.project.key, event.annotation_ids)
+                return _stored(event.action, event.project.key, changed)
+            case wire.TasksDeleted():
+                return _stored(
+                    event.action, event.project.key, examples.delete_tasks(event.project.key, event.task_ids)
+                )
+            case wire.TasksCreated():
+                background.submit(_prefetch, event)
+                return {"action": event.action, "status": "queued"}, 202
+            case wire.ProjectUpdated():
+                examples.save_project(annotations.project_of(event.project))
+                remapping = asdict(examples.snapshot(event.project.key).remapping)
+                log.info("project %s: its label config makes of the examples: %s", event.project.key, remapping)
+                return {"action": event.action, "status": "stored", "examples": remapping}
+            case wire.TrainingStarted():
+                examples.save_project(annotations.project_of(event.project))
+                return {"action": event.action, "status": "queued", "job": _request(event.project.key)}, 201
+            case wire.Ignored():
+                return {"action": event.action, "status": "ignored"}
+
+    def _store(project: Project, label_config: str, items: Sequence[wire.AnnotatedTask]) -> int:
+        """Durable when it returns."""
+        found = [annotations.annotation_of(item, annotations.schema_of(label_config)) for item in items]
+        examples.save_project(project)
+        return examples.put(project.key, found)
+
+    def _stored(action: str, project: str, changed: int) -> ResponseReturnValue:
+        answer: dict[str, Any] = {"action": action, "status": "stored", "changed": changed}
+        try:
+            job = training.request_if_due(project, examples)
+        except StoreUnavailable as error:
+            # what was sent is stored, which is what the answer tells; the next annotation finds the training due
+            log.warning("project %s: whether a training is due is not known: %s", project, error)
+            job = None
+        return answer if job is None else {**answer, "job": job}
+
+    def _request(project: str) -> str:
+        """Raises NotEnoughExamples where it is known before."""
+        num_examples = len(examples.snapshot(project).examples)
+        if num_examples < MIN_EXAMPLES and not syncs:
+            raise NotEnoughExamples(
+                f"project {project} has {num_examples} accepted annotations to learn from; "
+                f"a training needs at least {MIN_EXAMPLES}"
+            )
+        return training.request(project)
 
     def _prefetch(event: wire.TasksCreated) -> None:
+        project = event.project.key
         try:
-            model_of(event.project.label_config).prefetch(event.tasks)
+            model = model_of(event.project.label_config)
+            _note_texts(event, model.schema)
+            model.prefetch(event.tasks, project)
         except BackendError as error:  # thread boundary: nobody waits for this; whoever asks later is told
-            log.warning("new tasks of project %d are not predicted ahead: %s", event.project.id, error)
+            log.warning("new tasks of project %s are not predicted ahead: %s", project, error)
         except Exception:
-            log.exception("new tasks of project %d are not predicted ahead", event.project.id)
+            log.exception("new tasks of project %s are not predicted ahead", project)
+
+    def _note_texts(event: wire.TasksCreated, labels: LabelSchema) -> None:
+        """What the base model is sure of in texts that nobody has labelled keeps a training from forgetting it."""
+        tasks = {task.id: task for task in event.tasks[:MAX_UNLABELLED_TASKS] if task.id is not None}
+        try:
+            examples.note_texts(
+                event.project.key, {task_id: annotations.texts_of(task, labels) for task_id, task in tasks.items()}
+            )
+        except StoreUnavailable as error:
+            log.warning("new tasks of project %s are not noted: %s", event.project.key, error)
+
+    # --- training
 
     @routes.post("/train")
     def train() -> ResponseReturnValue:
-        wire.parse_train(_json())
-        raise NotImplementedYet("training is not part of this version")
+        asked = wire.parse_train(_json())
+        if asked.project is None:
+            raise InvalidRequest('project is missing or null; expected "<id>.<created timestamp>" or an id')
+        _store(annotations.project_of_ref(asked.project, asked.label_config), asked.label_config, asked.items)
+        return {"status": "queued", "job": _request(asked.project.key)}, 201
 
-    @routes.post("/job_status")
+    @routes.route("/job_status", methods=["GET", "POST"])
     def job_status() -> ResponseReturnValue:
-        raise Gone(f"job {wire.parse_job_status(_json()).job!r} is not known here")
+        body = {"job": request.args.get("job")} if request.method == "GET" else _json()
+        status = training.status(wire.parse_job_status(body).job)
+        answer: dict[str, Any] = {
+            "job": status.job,
+            "project": status.project,
+            "job_status": status.state,
+            "progress": status.progress,
+        }
+        if status.result is not None:
+            answer["result"] = status.result
+        if status.error is not None:
+            answer["error"] = status.error
+        return answer
+
+    # --- versions
 
     @routes.route("/versions", methods=["GET", "POST"])
     def versions() -> ResponseReturnValue:
-        return {"versions": [predictor.version]}
+        named = request.args.get("project")
+        if named is None:
+            return {"versions": management.version_names()}
+        project = management.project(named)
+        problem = served.problems().get(project)
+        return {
+            "project": project,
+            "base": served.base_version,
+            "current": management.current(project),
+            "served": served.of(project).version,
+            "versions": [asdict(info) for info in management.versions(project)],
+            "problems": [] if problem is None else [problem],
+        }
+
+    @routes.post("/promote")
+    def promote() -> ResponseReturnValue:
+        body = _json()
+        named, version = manage.parse_project(body), manage.parse_version(body)
+        current = management.promote(management.project(named), version)
+        served.wake()
+        return {"current": current}
+
+    @routes.post("/rollback")
+    def rollback() -> ResponseReturnValue:
+        current = management.rollback(management.project(manage.parse_project(_json())))
+        served.wake()
+        return {"current": current}
+
+    @routes.post("/forget")
+    def forget() -> ResponseReturnValue:
+        body = _json()
+        wanted = manage.parse_wanted(body)
+        named = None if body.get("project") is None else manage.parse_project(body)
+        removed = management.forget(wanted, None if named is None else management.project(named))
+        retrain = bool(body.get("retrain"))
+        return {
+            "forgotten": [
+                # what is current may have seen it: the next version must not be trained from that
+                {**each.to_json(), **({"job": training.request(each.project, from_base=True)} if retrain else {})}
+                for each in removed
+            ]
+        }
+
+    # --- the rest of Label Studio's protocol
 
     @routes.post("/validate")
     def validate() -> ResponseReturnValue:
@@ -136,7 +295,7 @@ def create_routes(
     @routes.post("/duplicate_model")
     def duplicate_model() -> ResponseReturnValue:
         wire.parse_duplicate_model(_json())
-        # a project's predictions depend on its label config and the served version alone: nothing to copy
+        # a copy begins with the base version, and learns from its own annotations
         return {"status": "ok"}
 
     @routes.post("/delete")
@@ -166,7 +325,7 @@ def create_routes(
     return routes
 
 
-def _json() -> object:
+def _json() -> Any:
     """The request's body. Raises InvalidRequest if it is no JSON."""
     body = request.get_json(force=True, silent=True)
     if body is None:

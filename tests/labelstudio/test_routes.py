@@ -5,17 +5,24 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import torch
+from flask import Flask
 from flask.testing import FlaskClient
+from torch import nn
 
 from backend.app import Services, build, create_app
+from backend.engine import checkpoint as checkpoints
+from backend.engine.adapters import Adapters, AdapterSettings
 from backend.errors import ModelNotReady
+from backend.labelstudio.routes import create_routes
+from backend.learning.registry import VersionInfo
 from backend.serving.predictor import Predictor
 from backend.settings import Settings
 
@@ -38,8 +45,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def services(checkpoint: Path, _valkey_url: str) -> Iterator[Services]:
-    with running(model=str(checkpoint), redis_url=_valkey_url) as services:
+def services(checkpoint: Path, _valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    model_dir = tmp_path_factory.mktemp("data")
+    with running(model=str(checkpoint), redis_url=_valkey_url, model_dir=model_dir) as services:
         yield services
 
 
@@ -103,6 +111,7 @@ def test_index_lists_the_endpoints(client: FlaskClient) -> None:
     endpoints = client.get("/").get_json()["endpoints"]
     assert {"/", "/health", "/setup", "/predict", "/webhook", "/train", "/job_status", "/versions"} <= set(endpoints)
     assert {"/validate", "/duplicate_model", "/delete", "/metrics"} <= set(endpoints)
+    assert {"/promote", "/rollback", "/forget"} <= set(endpoints)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -260,7 +269,13 @@ def test_interactive_suggestions_leave_alone_what_is_there(client: FlaskClient) 
 # --- errors
 
 
-@pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook", "/train", "/job_status", "/validate", "/delete"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *["/predict", "/setup", "/webhook", "/train", "/job_status", "/validate", "/delete"],
+        *["/promote", "/rollback", "/forget"],
+    ],
+)
 @pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[1]", b"3", b"null", b'"x"', b"\xff\xfe"], ids=repr)
 def test_bodies_that_are_no_objects_are_refused_in_json(client: FlaskClient, path: str, body: bytes) -> None:
     response = client.post(path, data=body, content_type="application/json")
@@ -304,13 +319,6 @@ def test_paths_and_methods_that_are_not_there(client: FlaskClient, method: str, 
     response = client.open(path, method=method)
     assert response.status_code == status
     assert_error(response.get_json(), method, path)
-
-
-def test_what_this_version_does_not_do_is_said(client: FlaskClient) -> None:
-    assert_error(post(client, "/webhook", {"action": "START_TRAINING", "project": PROJECT}, 501), "training")
-    body = {"annotations": [], "project": "1.1", "label_config": CONFIG, "params": {}}
-    assert_error(post(client, "/train", body, 501), "training")
-    assert_error(post(client, "/job_status", {"job": "abc"}, 410), "abc")
 
 
 def test_an_error_that_nobody_expected_is_json_without_its_inner_life(
@@ -359,10 +367,360 @@ def test_new_tasks_of_a_project_that_cannot_be_labelled_are_logged_only(
 
 @pytest.mark.parametrize("sample", sorted(path.stem for path in SAMPLES.glob("webhook_*.json")))
 def test_webhooks_as_recorded(client: FlaskClient, sample: str) -> None:
-    body = json.loads((SAMPLES / f"{sample}.json").read_text(encoding="utf-8"))
-    response = client.post("/webhook", json=body)
-    assert response.status_code in ((501,) if sample.endswith("START_TRAINING") else (200, 202))
+    response = client.post("/webhook", json=recorded(sample))
+    assert response.status_code in ((409,) if sample.endswith("START_TRAINING") else (200, 202))
     assert response.is_json
+
+
+# --- annotations become examples
+
+
+KEY = "1.1795333437"
+CREATED_AT = "2026-11-22T07:43:57.5Z"
+
+
+def recorded(sample: str) -> Any:
+    return json.loads((SAMPLES / f"{sample}.json").read_text(encoding="utf-8"))
+
+
+def project(config: str = CONFIG) -> dict[str, Any]:
+    return {**PROJECT, "label_config": config, "created_at": CREATED_AT}
+
+
+def saved(number: int, action: str = "ANNOTATION_CREATED", label: str = "Person") -> dict[str, Any]:
+    """An annotation of a task of its own, both with this number."""
+    region = {
+        "id": "r",
+        "from_name": "label",
+        "to_name": "text",
+        "type": "labels",
+        "value": {"start": 0, "end": 5, "text": "Marie", "labels": [label]},
+        "origin": "manual",
+    }
+    annotation = {"id": number, "task": number, "result": [region], "updated_at": "2026-11-22T08:00:00Z"}
+    task = {"id": number, "data": {"text": f"Marie went to Paris , x {number}"}}
+    return {"action": action, "project": project(), "annotation": annotation, "task": task}
+
+
+def save(client: FlaskClient, numbers: Sequence[int]) -> list[Any]:
+    return [post(client, "/webhook", saved(number)) for number in numbers]
+
+
+def event(action: str, **fields: Any) -> dict[str, Any]:
+    return {"action": action, "project": project(), **fields}
+
+
+def test_an_annotation_is_stored_before_it_is_answered_and_once(client: FlaskClient, services: Services) -> None:
+    expected = {"action": "ANNOTATION_CREATED", "status": "stored"}
+    assert save(client, [7, 7]) == [{**expected, "changed": 1}, {**expected, "changed": 0}]
+    [annotation] = services.examples.annotations(KEY)
+    assert (annotation.id, annotation.texts[0].text) == (7, "Marie went to Paris , x 7")
+    [example] = services.examples.snapshot(KEY).examples
+    assert [(span.start, span.end, span.label) for span in example.texts[0].spans] == [(0, 5, "person")]
+
+
+def test_annotations_as_recorded_come_and_go(client: FlaskClient, services: Services) -> None:
+    def ids() -> set[int]:
+        return {annotation.id for known in services.examples.projects() for annotation in annotations_of(known.key)}
+
+    annotations_of = services.examples.annotations
+    created = recorded("webhook_ANNOTATION_CREATED")
+    assert post(client, "/webhook", created)["changed"] == 1
+    assert ids() == {created["annotation"]["id"]}
+    gone = {**recorded("webhook_ANNOTATIONS_DELETED"), "annotations": [{"id": created["annotation"]["id"]}]}
+    assert post(client, "/webhook", gone)["changed"] == 1
+    assert post(client, "/webhook", created)["changed"] == 0, "a creation that comes late"
+    assert ids() == set()
+
+
+def test_a_task_goes_with_its_annotations(client: FlaskClient, services: Services) -> None:
+    save(client, [1, 2])
+    assert post(client, "/webhook", event("TASKS_DELETED", tasks=[{"id": 1}]))["changed"] == 1
+    assert [annotation.id for annotation in services.examples.annotations(KEY)] == [2]
+
+
+def test_a_changed_label_config_tells_what_it_makes_of_the_examples(client: FlaskClient) -> None:
+    save(client, [1, 2])
+    config = CONFIG.replace('<Label value="Person"/>', '<Label value="Human"/>')
+    answer = post(client, "/webhook", {"action": "PROJECT_UPDATED", "project": project(config)})
+    assert answer["status"] == "stored"
+    assert (answer["examples"]["spans_dropped"], answer["examples"]["removed_labels"]) == (2, ["Person"])
+
+
+def test_projects_keep_to_themselves(client: FlaskClient, services: Services) -> None:
+    save(client, [1])
+    other = {**saved(1), "project": {**project(), "id": 2}}
+    assert post(client, "/webhook", other)["changed"] == 1
+    assert [known.key for known in services.examples.projects()] == [KEY, KEY.replace("1.", "2.", 1)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"annotation": {"id": "x", "task": 1, "result": []}}, "annotation.id is 'x'"),
+        ({"annotation": {"id": 1, "task": 9, "result": []}}, "annotation 1 is of task 9"),
+        ({"annotation": {"id": 1, "task": 1, "result": {}}}, "annotation.result"),
+        ({"task": None}, "task is missing"),
+        ({"project": {"id": None}}, "project.id"),
+        ({"project": {**PROJECT, "created_at": "yesterday"}}, "'yesterday'"),
+    ],
+)
+def test_a_malformed_annotation_is_refused_and_nothing_is_stored(
+    client: FlaskClient, services: Services, wrong: dict[str, Any], named: str
+) -> None:
+    assert_error(post(client, "/webhook", {**saved(1), **wrong}, 400), named)
+    assert services.examples.projects() == ()
+
+
+def test_new_tasks_are_noted_for_their_texts(client: FlaskClient, services: Services) -> None:
+    post(client, "/webhook", event("TASKS_CREATED", tasks=tasks_of(*TEXTS[:2])), 202)
+    wait_until(lambda: len(services.examples.unlabelled_texts(KEY)) == 2)
+    assert {text.text for text in services.examples.unlabelled_texts(KEY)} == set(TEXTS[:2])
+
+
+# --- training
+
+
+def test_training_needs_something_to_learn_from(client: FlaskClient) -> None:
+    save(client, [1, 2, 3])
+    answer = post(client, "/webhook", event("START_TRAINING"), 409)
+    assert answer["error"] == "NotEnoughExamples"
+    assert_error(answer, KEY, "3 accepted annotations", "at least 4")
+
+
+def test_start_training_enqueues_one_job_and_job_status_tells_of_it(client: FlaskClient) -> None:
+    save(client, [1, 2, 3, 4])
+    job = post(client, "/webhook", event("START_TRAINING"), 201)["job"]
+    assert post(client, "/webhook", event("START_TRAINING"), 201)["job"] == job
+    expected = {"job": job, "project": KEY, "job_status": "queued", "progress": {}}
+    assert post(client, "/job_status", {"job": job}) == expected
+    assert client.get("/job_status", query_string={"job": job}).get_json() == expected
+
+
+@pytest.mark.parametrize("job", ["abc", "ä b", "*"])
+def test_a_job_that_nobody_knows_is_gone(client: FlaskClient, job: str) -> None:
+    assert_error(post(client, "/job_status", {"job": job}, 410), job)
+    assert client.get("/job_status", query_string={"job": job}).status_code == 410
+
+
+def test_get_job_status_without_a_job(client: FlaskClient) -> None:
+    assert client.get("/job_status").status_code == 400
+
+
+def test_a_syncing_backend_trains_on_what_it_may_find_in_label_studio(services: Services, valkey_url: str) -> None:  # noqa: ARG001
+    app = Flask("syncing")
+    names = ("predictor", "batcher", "cache", "metrics", "device", "served", "registry", "examples", "training")
+    given: Any = {name: getattr(services, name) for name in names}
+    app.register_blueprint(create_routes(**given, auth=None, deadline_s=1.0, syncs=True))
+    assert post(app.test_client(), "/webhook", event("START_TRAINING"), 201)["job"]
+
+
+def test_enough_annotations_are_trained_on_unasked(client: FlaskClient) -> None:
+    answers = save(client, range(1, 22))
+    assert [("job" in answer) for answer in answers] == [False] * 19 + [True] * 2
+    assert answers[19]["job"] == answers[20]["job"]
+
+
+@pytest.mark.parametrize("extra_params", [{"train_after": 3}, '{"train_after": 3}'])
+def test_extra_params_say_how_many_are_enough_and_null_does_not_erase_them(
+    client: FlaskClient, extra_params: object
+) -> None:
+    for given in (extra_params, None, ""):
+        post(client, "/setup", {"project": KEY, "schema": CONFIG, "extra_params": given})
+    assert ["job" in answer for answer in save(client, [1, 2, 3])] == [False, False, True]
+
+
+def test_setup_makes_a_project_known(client: FlaskClient, services: Services) -> None:
+    post(client, "/setup", {"project": KEY, "schema": CONFIG})
+    known = services.examples.project(KEY)
+    assert known is not None
+    assert [control.control for control in known.controls] == ["label"]
+
+
+def train_body(numbers: Sequence[int]) -> dict[str, Any]:
+    events = [saved(number) for number in numbers]
+    annotations = [{**event["task"], "annotations": [event["annotation"]]} for event in events]
+    return {"annotations": annotations, "project": KEY, "label_config": CONFIG, "params": {}}
+
+
+def test_train_brings_its_annotations(client: FlaskClient, services: Services) -> None:
+    assert post(client, "/train", train_body(range(1, 6)), 201)["job"]
+    assert len(services.examples.annotations(KEY)) == 5
+    assert_error(post(client, "/train", {**train_body([1]), "project": None}, 400), "project")
+
+
+def test_train_refuses_too_few(client: FlaskClient) -> None:
+    assert_error(post(client, "/train", train_body([1, 2]), 409), "2 accepted annotations")
+
+
+# --- while the store is away
+
+
+@pytest.fixture(scope="module")
+def storeless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
+    model_dir = tmp_path_factory.mktemp("data")
+    with running(model=str(checkpoint), redis_url="redis://127.0.0.1:1", model_dir=model_dir) as services:
+        yield client_of(services)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/webhook", saved(1)),
+        ("/webhook", event("ANNOTATIONS_DELETED", annotations=[{"id": 1}])),
+        ("/webhook", event("TASKS_DELETED", tasks=[{"id": 1}])),
+        ("/webhook", event("PROJECT_UPDATED")),
+        ("/webhook", event("START_TRAINING")),
+        ("/train", train_body([1])),
+        ("/job_status", {"job": "x"}),
+        ("/forget", {"task": 1}),
+    ],
+)
+def test_without_the_store_nothing_is_acknowledged(storeless: FlaskClient, path: str, body: dict[str, Any]) -> None:
+    answer = post(storeless, path, body, 503)
+    assert answer["error"] == "StoreUnavailable"
+    assert_error(answer, "does not answer")
+
+
+def test_without_the_store_predictions_go_on(storeless: FlaskClient) -> None:
+    setup = post(storeless, "/setup", {"project": KEY, "schema": CONFIG, "extra_params": {"train_after": 3}})
+    results = post(storeless, "/predict", predict_body(tasks_of(*TEXTS)))["results"]
+    assert {item["model_version"] for item in results} == {setup["model_version"]}
+    assert post(storeless, "/webhook", event("TASKS_CREATED", tasks=tasks_of("x")), 202)["status"] == "queued"
+    assert storeless.get("/versions").status_code == 200
+    assert storeless.get("/health").status_code == 200
+
+
+# --- versions
+
+
+@pytest.fixture
+def versions(services: Services, client: FlaskClient) -> Iterator[tuple[str, str]]:
+    """Two versions of the project, the second trained from the first; they answer otherwise than the base."""
+    save(client, [1, 2, 3, 4])
+    loaded = checkpoints.load(services.checkpoint, torch.device("cpu"), torch.float32)
+    adapters = Adapters(loaded.family)
+    base = services.checkpoint.version
+    names = ("tiny-p1-first", "tiny-p1-second")
+    for number, (name, parent) in enumerate(zip(names, (base, names[0]), strict=True)):
+        for parameter in adapters.new(name, AdapterSettings()):
+            nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(number))
+        with services.registry.new_folder(KEY) as folder:
+            adapters.save(name, folder)
+            info = VersionInfo(name, KEY, base, parent, f"2026-11-22T0{number}:00:00Z", "published", "it is better")
+            seen = ((1, 1), (2, 2)) if number == 0 else ((3, 3),)
+            services.registry.publish(folder, dataclasses.replace(info, examples=seen), promote=False)
+    yield names
+    shutil.rmtree(services.settings.model_dir / "versions")
+    services.served.refresh()
+
+
+def served_to(client: FlaskClient, key: str) -> tuple[str, str]:
+    """The version that /setup tells, and the one that predictions carry."""
+    setup = post(client, "/setup", {"project": key, "schema": CONFIG})["model_version"]
+    results = post(client, "/predict", {**predict_body(tasks_of(*TEXTS)), "project": key})["results"]
+    [version] = {item["model_version"] for item in results}
+    return setup, version
+
+
+def wait_until_served(client: FlaskClient, version: str) -> None:
+    wait_until(lambda: served_to(client, KEY) == (version, version))
+
+
+def test_a_promoted_version_is_served_to_its_project_alone_and_can_be_rolled_back(
+    client: FlaskClient, services: Services, versions: tuple[str, str]
+) -> None:
+    base, (first, second) = services.checkpoint.version, versions
+    assert client.get("/versions").get_json() == {"versions": [base, first, second]}
+    assert served_to(client, KEY) == (base, base)
+    for version in (first, second):
+        assert post(client, "/promote", {"project": KEY, "version": version}) == {"current": version}
+        wait_until_served(client, version)
+    assert served_to(client, "2.1795333438") == (base, base)
+    described = client.get("/versions", query_string={"project": "1"}).get_json()
+    assert (described["project"], described["current"], described["served"]) == (KEY, second, second)
+    assert [info["version"] for info in described["versions"]] == [first, second]
+    assert described["versions"][1]["parent"] == first
+    assert described["problems"] == []
+    assert post(client, "/rollback", {"project": 1}) == {"current": first}
+    assert post(client, "/rollback", {"project": 1}) == {"current": base}
+    wait_until_served(client, base)
+    assert_error(post(client, "/rollback", {"project": 1}, 409), KEY)
+
+
+def test_a_damaged_version_is_refused_and_the_one_before_goes_on(
+    client: FlaskClient, services: Services, versions: tuple[str, str]
+) -> None:
+    adapter = services.registry.folder(KEY, versions[0]) / "adapter_model.safetensors"
+    adapter.write_bytes(b"nonsense")
+    assert_error(post(client, "/promote", {"project": KEY, "version": versions[0]}, 409), versions[0])
+    base = services.checkpoint.version
+    assert served_to(client, KEY) == (base, base)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "named"),
+    [
+        ("/promote", {"project": "1", "version": "nonsense"}, 404, "nonsense"),
+        ("/promote", {"project": "8", "version": "nonsense"}, 404, "'8'"),
+        ("/promote", {"project": "1"}, 400, "version"),
+        ("/promote", {"project": "1", "version": 3}, 400, "version is 3"),
+        ("/promote", {"version": "x"}, 400, "project is None"),
+        ("/promote", {"project": "../..", "version": "x"}, 404, "'../..'"),
+        ("/rollback", {"project": True}, 400, "project is True"),
+        ("/rollback", {"project": "1"}, 409, KEY),
+        ("/forget", {}, 400, "task or annotation"),
+        ("/forget", {"task": 1, "annotation": 1}, 400, "task and annotation"),
+        ("/forget", {"task": "x"}, 400, "task is 'x'"),
+        ("/forget", {"annotation": 99}, 404, "annotation 99"),
+        ("/forget", {"task": 1, "project": "8"}, 404, "'8'"),
+    ],
+)
+def test_what_cannot_be_steered_is_said(
+    client: FlaskClient, path: str, body: dict[str, Any], status: int, named: str
+) -> None:
+    save(client, [1])
+    assert_error(post(client, path, body, status), named)
+
+
+def test_versions_of_an_unknown_project_name_what_there_is(client: FlaskClient) -> None:
+    save(client, [1])
+    response = client.get("/versions", query_string={"project": "77"})
+    assert response.status_code == 404
+    assert_error(response.get_json(), "'77'", KEY, "(p)")
+
+
+# --- forgetting
+
+
+def test_forgetting_takes_the_example_and_its_predictions_and_tells_who_saw_it(
+    client: FlaskClient, services: Services, versions: tuple[str, str]
+) -> None:
+    task = saved(2)["task"]
+    post(client, "/predict", predict_body([task]))
+    decoded = count(services, "gner_windows_decoded_total")
+    [forgotten] = post(client, "/forget", {"annotation": 2})["forgotten"]
+    assert forgotten["project"] == KEY
+    assert forgotten["annotation_ids"] == [2]
+    assert forgotten["predictions"] >= 1
+    assert forgotten["versions"] == list(versions), "the second was trained from the first"
+    assert "job" not in forgotten
+    assert [annotation.id for annotation in services.examples.annotations(KEY)] == [1, 3, 4]
+    post(client, "/predict", predict_body([task]))
+    assert count(services, "gner_windows_decoded_total") == decoded + 1, "it was cached no more"
+    assert post(client, "/webhook", saved(2))["changed"] == 0, "no late event brings it back"
+
+
+def test_forgetting_can_ask_for_a_training_without_it(client: FlaskClient, versions: tuple[str, str]) -> None:
+    [forgotten] = post(client, "/forget", {"task": "3", "project": 1, "retrain": True})["forgotten"]
+    assert forgotten["versions"] == [versions[1]]
+    assert post(client, "/job_status", {"job": forgotten["job"]})["job_status"] == "queued"
+
+
+def test_what_is_stored_no_more_can_still_have_been_learnt(client: FlaskClient, versions: tuple[str, str]) -> None:
+    post(client, "/webhook", event("TASKS_DELETED", tasks=[{"id": 3}]))
+    [forgotten] = post(client, "/forget", {"task": 3})["forgotten"]
+    assert (forgotten["annotation_ids"], forgotten["versions"]) == ([], [versions[1]])
 
 
 # --- basic auth
