@@ -1,7 +1,7 @@
-"""The training log as a picture: loss and F1 over steps, in SVG. No torch."""
+"""Training as a picture: losses and F1 over steps, or F1 over the number of examples, in SVG. No torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -42,15 +42,28 @@ def draw(losses: Sequence[Line], scores: Sequence[Line]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif" font-size="11">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        *_plot(_LEFT, "loss", losses, highest),
-        *_plot(middle, "held-out span F1", scores, 1.0),
-        *_legend(middle + _PLOT_WIDTH + 14, losses, scores),
+        *_plot(_LEFT, "loss", losses, highest, "step {:,.0f}"),
+        *_plot(middle, "held-out span F1", scores, 1.0, "step {:,.0f}"),
+        *_legend(middle + _PLOT_WIDTH + 14, {"loss": losses, "F1": scores}),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _plot(left: int, title: str, lines: Sequence[Line], highest: float) -> list[str]:
+def draw_scores(title: str, lines: Sequence[Line], last: str) -> str:
+    """One plot of scores from 0 to 1; `last` is a format for the greatest x, written below it."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH // 2 + 120} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{_WIDTH // 2 + 120}" height="{_HEIGHT}" fill="white"/>',
+        *_plot(_LEFT, title, lines, 1.0, last),
+        *_legend(_LEFT + _PLOT_WIDTH + 14, {"F1": lines}),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _plot(left: int, title: str, lines: Sequence[Line], highest: float, last_x: str) -> list[str]:
     last = max((x for line in lines for x, _ in line.points), default=1) or 1
     bottom = _TOP + _PLOT_HEIGHT
 
@@ -62,16 +75,18 @@ def _plot(left: int, title: str, lines: Sequence[Line], highest: float) -> list[
         y = bottom - _PLOT_HEIGHT * tick / 5
         parts.append(f'<line x1="{left}" x2="{left + _PLOT_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{highest * tick / 5:.2g}</text>')
-    parts.append(f'<text x="{left + _PLOT_WIDTH}" y="{bottom + 18}" text-anchor="end">step {last:,.0f}</text>')
+    parts.append(
+        f'<text x="{left + _PLOT_WIDTH}" y="{bottom + 18}" text-anchor="end">{escape(last_x.format(last))}</text>'
+    )
     for line, color in zip(lines, _COLORS, strict=False):
         points = " ".join(at(x, y) for x, y in line.points)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6"/>')
     return parts
 
 
-def _legend(left: int, losses: Sequence[Line], scores: Sequence[Line]) -> list[str]:
+def _legend(left: int, groups: Mapping[str, Sequence[Line]]) -> list[str]:
     parts, y = [], _TOP
-    for title, lines in (("loss", losses), ("F1", scores)):
+    for title, lines in groups.items():
         parts.append(f'<text x="{left}" y="{y}" font-weight="bold">{title}</text>')
         for line, color in zip(lines, _COLORS, strict=False):
             y += 16
