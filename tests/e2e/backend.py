@@ -2,9 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
+
+from backend import store
+from backend.learning.examples import Annotation, ExampleStore
 
 from .processes import Server
 
@@ -24,6 +28,12 @@ class Counters:
 class Backend:
     server: Server
     url: str
+    model_dir: Path
+
+    def accepted(self, project: str) -> tuple[Annotation, ...]:
+        """The annotations of a project that are in its store, which must run."""
+        client = store.connect(store.embedded_url(self.model_dir.resolve() / "store"))
+        return ExampleStore(client).annotations(project)
 
     def health(self) -> Json:
         return requests.get(f"{self.url}/health", timeout=1).json()  # Label Studio waits no longer
@@ -54,6 +64,31 @@ class Backend:
         answer = requests.post(f"{self.url}/setup", json=body, timeout=3)
         assert answer.status_code == 200, f"/setup answered {answer.status_code}: {answer.text[:1000]}"
         return answer.json()
+
+    def post(self, path: str, body: Json, status: int = 200) -> Json:
+        """Any other call, with the status that it must be answered with."""
+        answer = requests.post(self.url + path, json=body, timeout=100)
+        assert answer.status_code == status, f"{path} answered {answer.status_code}: {answer.text[:1000]}"
+        return answer.json()
+
+    def versions(self, project: str) -> Json:
+        """The trained versions of a project, and the current one."""
+        answer = requests.get(f"{self.url}/versions", params={"project": project}, timeout=10)
+        assert answer.status_code == 200, f"/versions answered {answer.status_code}: {answer.text[:1000]}"
+        return answer.json()
+
+    def job(self, job: str) -> Json:
+        """What /job_status says of a training."""
+        return self.post("/job_status", {"job": job})
+
+    def wait_for_job(self, job: str, timeout_s: float) -> Json:
+        """/job_status of a training that is over, well or not."""
+
+        def over() -> Json:
+            status = self.job(job)
+            return status if status["job_status"] in ("finished", "failed") else None
+
+        return self.server.wait_until(f"job {job} to end", over, timeout_s)
 
     def counters(self) -> Counters:
         text = requests.get(f"{self.url}/metrics", timeout=5).text

@@ -63,7 +63,9 @@ DRAWN_SPANS = """
 """
 
 MIDDLE_OF_WORD = """
-    const walker = document.createTreeWalker(document.querySelector('.lsf-htx-richtext'), NodeFilter.SHOW_TEXT);
+    // Paragraphs have no element of that class; their words stand nowhere else in the editor
+    const drawn = document.querySelector('.lsf-htx-richtext') ?? document.querySelector('.lsf-editor');
+    const walker = document.createTreeWalker(drawn, NodeFilter.SHOW_TEXT);
     for (let node = walker.nextNode(); node; node = walker.nextNode()) {
         const start = node.data.indexOf(arguments[0]);
         if (start >= 0) {
@@ -181,6 +183,10 @@ class Editor:
     def choose_label(self, label: str) -> None:
         self._click(".lsf-label__text", label)
         wait_until(f"the label {label}", lambda: self.browser.find_all(".lsf-label_selected"), timeout_s=10)
+
+    def submit(self) -> None:
+        """What an annotator does with a finished task."""
+        self._click("button", "Submit")
 
     def _click(self, css: str, text: str | None = None) -> None:
         """Clicks the one element there is of that selector and text, once the page has come to rest."""

@@ -82,14 +82,15 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, artifacts: Path) -> I
         server.kill()
 
 
-def start_backend(model_dir: Path, log: Path) -> Backend:
-    """As a user starts it, with nothing but a port and a folder of its own."""
+def start_backend(model_dir: Path, log: Path, **settings: str) -> Backend:
+    """As a user starts it, with nothing but a port and a folder of its own, and the environment `settings`."""
     executable = program(Path(sys.executable).with_name("gner-backend"))
     port = free_port()
-    environment = {"HOME": str(model_dir), "MODEL_DIR": str(model_dir)}
+    environment = {"HOME": str(model_dir), "MODEL_DIR": str(model_dir), **settings}
     return Backend(
         server=Server([str(executable), "serve", "--port", str(port)], environment, log),
         url=f"http://127.0.0.1:{port}",
+        model_dir=model_dir,
     )
 
 

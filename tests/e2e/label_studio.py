@@ -59,6 +59,10 @@ class LabelStudio:
         (backend,) = self.call("GET", f"/api/ml?project={project}")
         return backend
 
+    def start_training(self, project: int) -> None:
+        """The button "Start Training" of the project's model."""
+        self.call("POST", f"/api/ml/{self.backend(project)['id']}/train", {})
+
     def import_tasks(self, project: int, tasks: list[Json]) -> list[int]:
         answer = self.call("POST", f"/api/projects/{project}/import?return_task_ids=true", tasks)
         assert answer["task_count"] == len(tasks), answer

@@ -88,7 +88,7 @@ class Server:
         self._known.update(process for process in psutil.process_iter() if self._is_marked(process))
         if self._process.poll() is None:
             self._known.update(psutil.Process(self._process.pid).children(recursive=True))
-        return [process for process in self._known if _is_alive(process)]
+        return [process for process in self._known if is_alive(process)]
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
@@ -105,7 +105,7 @@ class Server:
         self._process.wait(10)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

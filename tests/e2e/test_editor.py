@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from .backend import Backend
 from .browser import Browser, Editor, Highlight, without_line_breaks
 from .label_studio import Json, LabelStudio
 from .processes import wait_until
 from .projects import HYPERTEXT, PARAGRAPHS, RGB, TEXT, Entity, Kind, pre_annotated
-from .wiretap import Wiretap
+from .wiretap import Exchange, Wiretap
 
 pytestmark = pytest.mark.e2e
 
@@ -111,3 +112,41 @@ def interactive_requests(tap: Wiretap, task: int) -> list[Json]:
 
 def spans_of(region: Json) -> tuple[int, int]:
     return region["value"]["start"], region["value"]["end"]
+
+
+SUBMITTED = [
+    (Kind(TEXT.name, TEXT.label_config, [{"text": MANY_ENTITIES}], TEXT.value_key, TEXT.covered), "Frankfurt"),
+    (
+        Kind(HYPERTEXT.name, HYPERTEXT.label_config, HYPERTEXT.tasks[2:3], HYPERTEXT.value_key, HYPERTEXT.covered),
+        "Lisbon",
+    ),
+    (
+        Kind(PARAGRAPHS.name, PARAGRAPHS.label_config, PARAGRAPHS.tasks[1:2], PARAGRAPHS.value_key, PARAGRAPHS.covered),
+        "Benfica",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "word"), SUBMITTED, ids=lambda value: getattr(value, "name", value))
+def test_what_an_annotator_submits_becomes_an_example(
+    label_studio: LabelStudio, tap: Wiretap, backend: Backend, browser: Browser, kind: Kind, word: str
+) -> None:
+    """A word behind emoji is marked by hand: the editor's own offsets lead to that word again."""
+    project = label_studio.create_project(f"Submit {kind.name}", kind.label_config, show_collab_predictions=False)
+    label_studio.connect(project, tap.url)
+    (task,) = label_studio.import_tasks(project, kind.tasks)
+    editor = Editor(browser, label_studio, project, task)
+    editor.choose_label("Location")
+    editor.double_click_word(word)
+    editor.wait_for_highlights(1)
+    editor.submit()
+
+    def saved() -> list[Exchange]:
+        return [e for e in tap.webhooks(project) if e.request["action"] == "ANNOTATION_CREATED"]
+
+    (exchange,) = wait_until("the webhook", saved, timeout_s=20)
+    assert exchange.status == 200, exchange
+    key = tap.key_of(project)
+    (annotation,) = backend.accepted(key)
+    spans = [(text.text[span.start : span.end], span.label) for text in annotation.texts for span in text.spans]
+    assert (annotation.task_id, spans, annotation.dropped) == (task, [(word, "Location")], {})

@@ -74,6 +74,12 @@ class Wiretap:
     def webhooks(self, project: int) -> list[Exchange]:
         return [exchange for exchange in self.to("/webhook") if exchange.request["project"]["id"] == project]
 
+    def key_of(self, project: int) -> str:
+        """Label Studio's name for a project in ML calls: "<id>.<created timestamp>"."""
+        keys = {str(exchange.request["project"]) for exchange in self.to("/setup")}
+        (key,) = [key for key in keys if key.startswith(f"{project}.")]
+        return key
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
