@@ -62,18 +62,23 @@ DRAWN_SPANS = """
     }));
 """
 
+# Where a word is drawn, in the window's pixels. HyperText lies in a frame; Paragraphs have no element of their own, but
+# their words stand nowhere else in the editor.
 MIDDLE_OF_WORD = """
-    // Paragraphs have no element of that class; their words stand nowhere else in the editor
-    const drawn = document.querySelector('.lsf-htx-richtext') ?? document.querySelector('.lsf-editor');
-    const walker = document.createTreeWalker(drawn, NodeFilter.SHOW_TEXT);
+    const word = arguments[0];
+    const frame = [...document.querySelectorAll('iframe')].find(frame => frame.getClientRects().length > 0);
+    const page = frame?.contentDocument ?? document;
+    const drawn = frame ? page.body : document.querySelector('.lsf-htx-richtext, .lsf-editor');
+    const origin = frame?.getBoundingClientRect() ?? {x: 0, y: 0};
+    const walker = page.createTreeWalker(drawn, NodeFilter.SHOW_TEXT);
     for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-        const start = node.data.indexOf(arguments[0]);
+        const start = node.data.indexOf(word);
         if (start >= 0) {
-            const range = document.createRange();
+            const range = page.createRange();
             range.setStart(node, start);
-            range.setEnd(node, start + arguments[0].length);
+            range.setEnd(node, start + word.length);
             const box = range.getBoundingClientRect();
-            return [Math.round(box.x + box.width / 2), Math.round(box.y + box.height / 2)];
+            return [Math.round(origin.x + box.x + box.width / 2), Math.round(origin.y + box.y + box.height / 2)];
         }
     }
 """
