@@ -113,10 +113,11 @@ def test_a_killed_training_runs_again_or_fails_visibly(start: Start, model_dir: 
     before = backend.setup(KEY, CONFIG)["model_version"]
     job = start_training(backend)
     wait_for_step(backend, job)
-    workers = processes(backend, "worker")
-    horses = [process for process in workers if any(parent in workers for parent in process.parents())]
-    assert horses, f"no process of a job among {[process.cmdline() for process in workers]}"
-    for process in horses if whom == "the work horse" else workers:
+    victims = processes(backend, "work-horse")
+    assert victims, "no process does the job"
+    if whom == "the worker and all it started":
+        victims += processes(backend, "backend.cli worker")
+    for process in victims:
         process.kill()
 
     assert backend.setup(KEY, CONFIG)["model_version"] == before
