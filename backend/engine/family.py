@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
+from transformers.activations import NewGELUActivation
 
 from backend.engine.codec import EncodedPrompt
 from backend.engine.draft_head import DraftHead, stack
@@ -73,10 +74,19 @@ def _rows_of_head(hidden: Tensor, head: Any, token_ids: Tensor) -> Tensor:
     return logits.float()
 
 
+def _fuse_gelu(model: Any) -> None:
+    """GELU's tanh form in one step instead of eight: in bfloat16 it is also rounded once instead of eight times."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
 class T5Family:
     """T5 and Flan-T5."""
 
     def __init__(self, model: Any) -> None:
+        _fuse_gelu(model)
         self.model = model
         self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
 
