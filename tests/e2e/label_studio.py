@@ -1,6 +1,7 @@
 """Label Studio as its own web page talks to it: a session login and the REST API."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import requests
@@ -45,6 +46,17 @@ class LabelStudio:
 
     def personal_access_token(self) -> str:
         return str(self.call("POST", "/api/token/", {})["token"])
+
+    def legacy_token(self) -> str:
+        """A fresh Label Studio refuses them until somebody allows them."""
+        self.call("POST", "/api/jwt/settings", {"api_tokens_enabled": True, "legacy_api_tokens_enabled": True})
+        return str(self.call("GET", "/api/current-user/token")["token"])
+
+    def project_key(self, project: int) -> str:
+        """Its name in ML calls: "<id>.<created timestamp>"."""
+        created_at = str(self.call("GET", f"/api/projects/{project}")["created_at"])
+        created = datetime.fromisoformat(created_at.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
+        return f"{project}.{int(created.timestamp())}"
 
     def create_project(self, title: str, label_config: str, **settings: Json) -> int:
         project = self.call("POST", "/api/projects", {"title": title, "label_config": label_config, **settings})
