@@ -9,6 +9,7 @@ import pytest
 
 from . import lessons
 from .backend import Backend
+from .conftest import BACKEND_START_S, start_backend
 from .label_studio import LabelStudio
 
 pytestmark = pytest.mark.e2e
@@ -60,3 +61,23 @@ def test_annotations_that_no_webhook_told_of(label_studio: LabelStudio, backend:
     print(sync(backend, label_studio, token, project))
     left = {annotation.task_id: len(annotation.texts[0].spans) for annotation in backend.accepted(key)}
     assert left == {tasks[2]: 0, tasks[3]: len(sentences[3].spans), tasks[4]: len(sentences[4].spans)}
+
+
+def test_a_training_asks_label_studio_first(label_studio: LabelStudio, tmp_path: Path, artifacts: Path) -> None:
+    project = label_studio.create_project("Trained without webhooks", CONFIG)  # no backend is connected
+    sentences = lessons.RECIPES[:3]  # too few to train on: the error tells how many there are by then
+    tasks = label_studio.import_tasks(project, [{"text": sentence.text} for sentence in sentences])
+    for task, sentence in zip(tasks, sentences, strict=True):
+        label_studio.annotate(task, sentence.regions())
+    access = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.personal_access_token()}
+    backend = start_backend(tmp_path, artifacts / "backend-sync.log", **access)
+    try:
+        backend.server.wait_until("the model is ready", backend.is_ready, BACKEND_START_S)
+        described = label_studio.call("GET", f"/api/projects/{project}")
+        event = {"action": "START_TRAINING", "project": described}
+        status = backend.wait_for_job(backend.post("/webhook", event, status=201)["job"], timeout_s=120)
+        assert status["job_status"] == "failed"
+        assert "3 accepted annotations" in status["error"]
+        assert {annotation.task_id for annotation in backend.accepted(label_studio.project_key(project))} == set(tasks)
+    finally:
+        backend.server.kill()
