@@ -126,10 +126,16 @@ def table(points: Sequence[Point], corpus: str, kept: str) -> str:
     ]
     rows += [
         f"| {p.sentences} | {p.trained_on} | **{p.f1:.3f}** | {p.low:.3f}-{p.high:.3f} | {p.kept_f1:.3f} "
-        f"| {'published' if p.published else 'rejected'} | {p.seconds:.0f} |"
+        f"| {_gate(p)} | {p.seconds:.0f} |"
         for p in points
     ]
     return "\n".join(rows)
+
+
+def _gate(point: Point) -> str:
+    if not point.sentences:
+        return "-"
+    return "published" if point.published else "rejected"
 
 
 def _picture(points: Sequence[Point], corpus: str, kept: str) -> str:
