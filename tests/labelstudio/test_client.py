@@ -30,7 +30,7 @@ def jwt(kind: str, expires_s: float) -> str:
     return ".".join([part({"alg": "HS256", "typ": "JWT"}), part({"token_type": kind, "exp": int(expires_s)}), "c2ln"])
 
 
-REFRESH, ACCESS = jwt("refresh", time.time() + 3600), jwt("access", time.time() + 300)
+REFRESH, ACCESS = jwt("refresh", time.time() + 10**7), jwt("access", time.time() + 300)
 
 
 def task(task_id: int, *annotations: dict[str, Any], predictions: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def test_a_project_that_is_not_there(label_studio: FakeLabelStudio) -> None:
     [
         pytest.param("wrong", "refuses with 401: Invalid token.", id="unknown"),
         pytest.param(
-            jwt("refresh", time.time() + 1000), "refuses with 401: Token is invalid or expired", id="unknown personal"
+            jwt("refresh", time.time() + 10**7), "refuses with 401: Token is invalid or expired", id="unknown personal"
         ),
         pytest.param(jwt("refresh", time.time() - 10), "refuses with 401: API key has expired", id="expired"),
     ],
