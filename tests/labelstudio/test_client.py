@@ -201,7 +201,9 @@ def test_a_project_that_is_not_there(label_studio: FakeLabelStudio) -> None:
     [
         pytest.param("wrong", "refuses with 401: Invalid token.", id="unknown"),
         pytest.param(
-            jwt("refresh", time.time() + 10**7), "refuses with 401: Token is invalid or expired", id="unknown personal"
+            jwt("refresh", time.time() + 2 * 10**7),
+            "refuses with 401: Token is invalid or expired",
+            id="unknown personal",
         ),
         pytest.param(jwt("refresh", time.time() - 10), "refuses with 401: API key has expired", id="expired"),
     ],
