@@ -21,6 +21,7 @@ class LabelStudio:
     def __init__(self, url: str, account: Account) -> None:
         self.url = url
         self.account = account
+        self._token: str | None = None
         self._session = requests.Session()
         self._session.get(f"{url}/user/login/", timeout=30)
         answer = self._session.post(
@@ -45,7 +46,10 @@ class LabelStudio:
         return answer.json() if answer.content else None
 
     def personal_access_token(self) -> str:
-        return str(self.call("POST", "/api/token/", {})["token"])
+        """Made once: Label Studio refuses a second while the first is valid."""
+        if self._token is None:
+            self._token = str(self.call("POST", "/api/token/", {})["token"])
+        return self._token
 
     def legacy_token(self) -> str:
         """A fresh Label Studio refuses them until somebody allows them."""
