@@ -68,6 +68,7 @@ def build(recipe: Recipe, sentences: Iterable[Sequence[str]], encoder_folder: Pa
     )
     torch.manual_seed(recipe.seed)
     minilm = BertModel.from_pretrained(encoder_folder, dtype=torch.float32)
+    minilm.config._name_or_path = ""  # a path of this machine would be published with the checkpoint
     model = _model(minilm, architecture, old_ids, fast)
     head = DraftHead(minilm.config.hidden_size, architecture.draft_size)
     return Built(Learner(model, head), fast, Speller(tokenizer, recipe.template))
