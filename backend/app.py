@@ -13,7 +13,7 @@ from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import Checkpoint, LoadedModel
 from backend.engine.codec import Codec
-from backend.engine.decode import Decoder, ExactDecoder
+from backend.engine.decode import CPU_WINDOW_TOKENS, Decoder, ExactDecoder
 from backend.engine.drafter import Drafter
 from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
@@ -42,7 +42,7 @@ class _Suited:
 
 
 _BY_DEVICE = {
-    "cpu": _Suited(window_tokens=64, sure=0.6, batch=BatchLimits(tokens=6_000, rows=32)),
+    "cpu": _Suited(window_tokens=CPU_WINDOW_TOKENS, sure=0.6, batch=BatchLimits(tokens=6_000, rows=32)),
     "cuda": _Suited(window_tokens=1_024, sure=0.0, batch=BatchLimits(tokens=100_000, rows=256)),
 }
 _SECONDS_PER_DAY = 86_400

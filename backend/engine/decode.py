@@ -27,6 +27,9 @@ from backend.engine.family import Family
 from backend.engine.memory import Memory
 from backend.ner.grammar import Decision, Grammar
 
+# Suits a CPU, whose time grows with every token; see docs/decisions.md.
+CPU_WINDOW_TOKENS = 64
+
 
 @dataclass(slots=True)
 class Work:

@@ -5,14 +5,24 @@ for each, with `train.conll`, `dev.conll`, `test.conll`, or several parts (`book
 label set each: then every part is a corpus of its own, named `snips/book-restaurant`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from backend.errors import CorpusError
 from backend.ner.prompt import OUTSIDE, label_of
 
 SPLITS = ("train", "dev", "test")
+
+
+class Tagged(Protocol):
+    """Words and their BIO tags, one each: a Sentence, or what else has both."""
+
+    @property
+    def words(self) -> tuple[str, ...]: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,30 @@ def mentions(tags: Sequence[str]) -> list[Mention]:
         if label is not None and open_label is None:
             start, open_label = index, label
     return found
+
+
+def mentions_by_label(tagged: Iterable[Tagged]) -> dict[str, list[tuple[str, ...]]]:
+    """The words of all entities, by label."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for row in tagged:
+        for mention in mentions(row.tags):
+            found.setdefault(mention.label, []).append(row.words[mention.start : mention.end])
+    return found
+
+
+def replace_mentions(row: Tagged, choose: Callable[[Mention], tuple[str, ...]]) -> Sentence:
+    """The sentence with each entity's words replaced by what `choose` gives for it, in order."""
+    words: list[str] = []
+    tags: list[str] = []
+    done = 0
+    for mention in mentions(row.tags):
+        words += row.words[done : mention.start]
+        tags += row.tags[done : mention.start]
+        chosen = choose(mention)
+        words += chosen
+        tags += [f"B-{mention.label}"] + [f"I-{mention.label}"] * (len(chosen) - 1)
+        done = mention.end
+    return Sentence((*words, *row.words[done:]), (*tags, *row.tags[done:]))
 
 
 def read_conll(path: Path) -> tuple[Sentence, ...]:

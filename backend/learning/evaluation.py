@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from backend.engine import checkpoint as checkpoints
 from backend.engine.codec import Codec, EncodedPrompt
-from backend.engine.decode import Decoder, ExactDecoder
+from backend.engine.decode import CPU_WINDOW_TOKENS, Decoder, ExactDecoder
 from backend.engine.draft_head import best_tags
 from backend.engine.family import Family
 from backend.engine.generate import respelling
@@ -34,7 +34,6 @@ from backend.ner.structure import Respell, entities, structure
 _BOOTSTRAP_SAMPLES = 2000
 _BOOTSTRAP_SEED = 13
 _BATCH_WINDOWS = 32
-_DECODER_WINDOW_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +291,7 @@ def evaluate_checkpoint(
     checkpoint = checkpoints.resolve(model)
     chosen_device = checkpoints.pick_device(device)
     loaded = checkpoints.load(checkpoint, chosen_device, checkpoints.pick_dtype(dtype, chosen_device))
-    decoder = ExactDecoder(loaded.family, _DECODER_WINDOW_TOKENS)
+    decoder = ExactDecoder(loaded.family, CPU_WINDOW_TOKENS)
     corpora = [_first(corpus, limit) for corpus in _chosen(read_corpora(corpora_folder), only)]
     done = []
     for entry in evaluate(loaded.family, loaded.codec, decoder, corpora, split):

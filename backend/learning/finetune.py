@@ -36,9 +36,10 @@ from torch import nn
 
 from backend.engine.adapters import WEIGHTS_FILE, Adapters, AdapterSettings
 from backend.engine.checkpoint import LoadedModel
-from backend.engine.decode import ExactDecoder
+from backend.engine.decode import CPU_WINDOW_TOKENS, ExactDecoder
 from backend.errors import LabelsIndistinguishable, NotEnoughExamples, TrainingFailed
 from backend.learning import gate
+from backend.learning.corpora import mentions_by_label
 from backend.learning.examples import AnnotatedText, Example, LabelledText, Snapshot
 from backend.learning.gate import Answers, Verdict
 from backend.learning.guard import halves, read_guard
@@ -50,7 +51,6 @@ from backend.learning.lessons import (
     fits,
     folds,
     lessons_of,
-    mentions_of,
     split,
     swapped,
     windows_of,
@@ -66,7 +66,6 @@ log = logging.getLogger(__name__)
 # cross-validates.
 MIN_HELD_OUT = 12
 
-_DECODER_WINDOW_TOKENS = 64
 _BATCH_WINDOWS = 32
 _TRAINED = "in training"
 _CURRENT = "served now"
@@ -176,7 +175,7 @@ def answer(loaded: LoadedModel, asked: Sequence[Asked]) -> Iterator[dict[int, tu
     It goes by batches of windows of like length, and gives after each the texts that are done, by their index.
     Raises LabelsIndistinguishable and PromptTooLong.
     """
-    decoder = ExactDecoder(loaded.family, _DECODER_WINDOW_TOKENS)
+    decoder = ExactDecoder(loaded.family, CPU_WINDOW_TOKENS)
     windows = [
         (index, window)
         for index, (labels, text) in enumerate(asked)
@@ -384,7 +383,7 @@ class _Course:
     def _asked_of_guard(self, lessons: Sequence[Lesson]) -> list[Asked]:
         """The guard sentences with each other's entities: like them, but there are more."""
         mentions = {
-            labels: mentions_of(lesson for lesson in lessons if lesson.labels == labels)
+            labels: mentions_by_label(lesson for lesson in lessons if lesson.labels == labels)
             for labels in {lesson.labels for lesson in lessons}
         }
         varied = [swapped(lesson, mentions[lesson.labels], 1.0, self._rng) for lesson in lessons]
@@ -401,7 +400,7 @@ class _Course:
     def _epoch(self, plan: _Plan, replay: _Replay) -> list[list[Taught]]:
         """Batches of all lessons of the project, varied, with their share of the others."""
         settings = self._settings
-        mentions = mentions_of(plan.lessons)
+        mentions = mentions_by_label(plan.lessons)
         rows = [self._varied(lesson, mentions) for lesson in plan.lessons]
         for others, share, least in (
             (replay.guard, settings.guard_share, settings.min_guard),

@@ -13,7 +13,7 @@ from pathlib import Path
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import LoadedModel
-from backend.engine.decode import ExactDecoder
+from backend.engine.decode import CPU_WINDOW_TOKENS, ExactDecoder
 from backend.errors import CorpusError, InvalidSettings
 from backend.learning.conll import snapshot_of
 from backend.learning.corpora import Corpus, read_corpora
@@ -24,7 +24,6 @@ from backend.learning.finetune import Progress, TrainingSettings, train
 # Any project key would do; the hash that holds tasks out depends on it.
 _PROJECT = "1"
 _TAUGHT = "taught"
-_DECODER_WINDOW_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ def _scored(
     seconds: float,
 ) -> Point:
     """With whatever adapter is in force."""
-    decoder = ExactDecoder(loaded.family, _DECODER_WINDOW_TOKENS)
+    decoder = ExactDecoder(loaded.family, CPU_WINDOW_TOKENS)
     found = {
         e.name: e.score for e in evaluate(loaded.family, loaded.codec, decoder, [learnt, known], "test", quiet=True)
     }

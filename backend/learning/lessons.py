@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from backend.engine.codec import Codec
-from backend.learning.corpora import mentions
+from backend.learning.corpora import Mention, replace_mentions
 from backend.learning.examples import Example
 from backend.ner import segment
 from backend.ner.spans import Span, Window
@@ -113,30 +113,15 @@ def _legal_start(tags: Sequence[str]) -> tuple[str, ...]:
 Mentions = Mapping[str, Sequence[tuple[str, ...]]]  # the words of entities, by label
 
 
-def mentions_of(lessons: Iterable[Lesson]) -> Mentions:
-    """All entities of the lessons."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for lesson in lessons:
-        for mention in mentions(lesson.tags):
-            found.setdefault(mention.label, []).append(lesson.words[mention.start : mention.end])
-    return found
-
-
 def swapped(lesson: Lesson, others: Mentions, share: float, rng: random.Random) -> Lesson:
     """The lesson with about the part `share` of its entities, 0..1, replaced by others of their label."""
-    words: list[str] = []
-    tags: list[str] = []
-    done = 0
-    for mention in mentions(lesson.tags):
-        words += lesson.words[done : mention.start]
-        tags += lesson.tags[done : mention.start]
-        chosen = lesson.words[mention.start : mention.end]
-        if rng.random() < share:
-            chosen = rng.choice(others[mention.label])
-        words += chosen
-        tags += [f"B-{mention.label}"] + [f"I-{mention.label}"] * (len(chosen) - 1)
-        done = mention.end
-    return replace(lesson, words=(*words, *lesson.words[done:]), tags=(*tags, *lesson.tags[done:]))
+
+    def choose(mention: Mention) -> tuple[str, ...]:
+        own = lesson.words[mention.start : mention.end]
+        return rng.choice(others[mention.label]) if rng.random() < share else own
+
+    other = replace_mentions(lesson, choose)
+    return replace(lesson, words=other.words, tags=other.tags)
 
 
 _Item = TypeVar("_Item")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from backend.errors import CorpusError
-from backend.learning.corpora import Corpus, Sentence, mentions
+from backend.learning.corpora import Corpus, Sentence, mentions_by_label, replace_mentions
 from backend.ner.prompt import OUTSIDE
 from backend.ner.segment import words as segment_words
 
@@ -61,7 +61,7 @@ class Mixture:
         self._weights = [
             recipe.shares[corpus.family] * len(corpus.train) / sizes[corpus.family] for corpus in self._corpora
         ]
-        self._mentions = {corpus.name: _mentions_by_label(corpus.train) for corpus in self._corpora}
+        self._mentions = {corpus.name: mentions_by_label(corpus.train) for corpus in self._corpora}
 
     def draw(self, rng: random.Random) -> Example:
         """One example: a corpus by weight, sentences of it uniformly, then the changes of the recipe."""
@@ -123,29 +123,11 @@ def _renamed(tag: str, names: Mapping[str, str]) -> str:
     return tag[:2] + names[tag[2:]]
 
 
-def _mentions_by_label(sentences: Sequence[Sentence]) -> dict[str, list[tuple[str, ...]]]:
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for sentence in sentences:
-        for mention in mentions(sentence.tags):
-            found.setdefault(mention.label, []).append(sentence.words[mention.start : mention.end])
-    return found
-
-
 def swap_mentions(
     sentence: Sentence, by_label: Mapping[str, Sequence[tuple[str, ...]]], rng: random.Random
 ) -> Sentence:
     """The sentence with each mention replaced by another of the same label."""
-    words: list[str] = []
-    tags: list[str] = []
-    done = 0
-    for mention in mentions(sentence.tags):
-        words += sentence.words[done : mention.start]
-        tags += sentence.tags[done : mention.start]
-        other = rng.choice(by_label[mention.label])
-        words += other
-        tags += [f"B-{mention.label}"] + [f"I-{mention.label}"] * (len(other) - 1)
-        done = mention.end
-    return Sentence((*words, *sentence.words[done:]), (*tags, *sentence.tags[done:]))
+    return replace_mentions(sentence, lambda mention: rng.choice(by_label[mention.label]))
 
 
 def split_words(sentence: Sentence) -> Sentence:

@@ -5,8 +5,9 @@ import random
 import pytest
 
 from backend.engine.codec import Codec, Limits
+from backend.learning.corpora import mentions_by_label
 from backend.learning.examples import Example
-from backend.learning.lessons import Lesson, batches, fits, folds, is_held_out, lessons_of, mentions_of, split, swapped
+from backend.learning.lessons import Lesson, batches, fits, folds, is_held_out, lessons_of, split, swapped
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Span
@@ -88,7 +89,7 @@ def test_swapped_entities_keep_their_labels() -> None:
         2.0,
     )
     assert swapped(lesson, others, 0.0, random.Random(1)) == lesson
-    assert mentions_of([lesson, lesson]) == {"person": [("Marie", "Curie")] * 2, "city": [("Paris",)] * 2}
+    assert mentions_by_label([lesson, lesson]) == {"person": [("Marie", "Curie")] * 2, "city": [("Paris",)] * 2}
 
 
 def test_a_lesson_without_entities_stays() -> None:
