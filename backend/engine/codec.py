@@ -8,9 +8,11 @@ from typing import Any
 
 from backend.engine.draft_head import Places, locate
 from backend.errors import CheckpointError, PromptTooLong
+from backend.ner import segment
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat, tag_names
 from backend.ner.segment import Budget, WordCost
+from backend.ner.spans import Window, Word
 
 # A word before the one in question: it makes every tokenizer write the latter as it does in mid-sentence, and its
 # last letter merges with no bracket in any vocabulary that we know.
@@ -106,6 +108,22 @@ class Codec:
             tuple(self._word_code(labels, word) for word in words),
             None if draft is None else tuple(grammar.tags.index(tag) for tag in draft),
             locate(self._format.template, labels, words, offsets) if self._locates_words else None,
+        )
+
+    def windows(
+        self, labels: tuple[str, ...], text: str, text_words: Sequence[Word], breaks: Sequence[int] = ()
+    ) -> list[Window]:
+        """The windows in which a text's words are asked for. Raises PromptTooLong if the labels leave no room."""
+        costs = [self.cost(labels, word.text) for word in text_words]
+        return segment.windows(text, text_words, costs, self.budget(labels), breaks)
+
+    def fits(self, labels: tuple[str, ...], words: Sequence[str]) -> bool:
+        """Whether the words could be one window."""
+        costs = [self.cost(labels, word) for word in words]
+        budget = self.budget(labels)
+        return (
+            sum(cost.source_tokens for cost in costs) <= budget.source_tokens
+            and sum(cost.target_tokens for cost in costs) <= budget.target_tokens
         )
 
     def cost(self, labels: tuple[str, ...], word: str) -> WordCost:

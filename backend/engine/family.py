@@ -3,7 +3,7 @@
 A Family begins a batch's memory (the encoder's output, or the prompt's key-values) and runs target tokens behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from transformers.activations import NewGELUActivation
 from backend.engine.codec import EncodedPrompt
 from backend.engine.draft_head import DraftHead, stack
 from backend.engine.memory import Feed, Memory
+from backend.engine.t5 import T5Layers
 
 # Measured on 16 prompts of 200 tokens, T5-base in bfloat16, and of 100 tokens, gner-mini: see docs/decisions.md.
 _CPU_ENCODER_TOKENS = 512
@@ -54,31 +55,34 @@ def pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _encode(model: Any, prompts: Sequence[EncodedPrompt], start_token: int) -> Memory:
+Encoder = Callable[[Tensor, Tensor], Tensor]  # ids and mask (batch, source) -> hidden states (batch, source, hidden)
+
+
+def _encode(encoder: Encoder, prompts: Sequence[EncodedPrompt], start_token: int, device: torch.device) -> Memory:
     """Run the encoder; the target is still empty."""
-    ids, mask = pad([prompt.source_ids for prompt in prompts], model.device)
+    ids, mask = pad([prompt.source_ids for prompt in prompts], device)
+    lengths = [len(prompt.source_ids) for prompt in prompts]
     target = DynamicCache()
     return Memory(
         cache=EncoderDecoderCache(target, DynamicCache()),
         target=target,
         start_tokens=[start_token] * len(prompts),
         filled=[0] * len(prompts),
-        source_hidden=_encoded(model.encoder, ids, mask),
-        source_mask=mask,
+        source_hidden=_encoded(encoder, ids, mask, lengths),
+        source_mask=mask if min(lengths) < max(lengths) else None,
     )
 
 
-def _encoded(encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Tensor:
     """The encoder's output (batch, source, hidden).
 
     A CPU gets a few rows of like length at a time: there is less padding, and what a layer works on stays in its cache.
     """
-    lengths: list[int] = mask.sum(1).tolist()
     groups = _alike(lengths, _CPU_ENCODER_TOKENS) if ids.device.type == "cpu" else [[*range(len(lengths))]]
     states = None
     for rows in groups:
         width = max(lengths[row] for row in rows)
-        part: Tensor = encoder(input_ids=ids[rows, :width], attention_mask=mask[rows, :width]).last_hidden_state
+        part = encoder(ids[rows, :width], mask[rows, :width])
         if states is None:
             states = part.new_zeros(*ids.shape, part.shape[-1])
         states[rows, :width] = part
@@ -119,25 +123,20 @@ class T5Family:
     def __init__(self, model: Any) -> None:
         _fuse_gelu(model)
         self.model = model
+        self._encoder, self._decoder = T5Layers(model.encoder), T5Layers(model.decoder)
         self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
-        return _encode(self.model, prompts, self.model.config.decoder_start_token_id)
+        start_token = self.model.config.decoder_start_token_id
+        return _encode(self._encoder.encode, prompts, start_token, self.model.device)
 
     def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:  # noqa: ARG002
         return None
 
     def forward(self, memory: Memory, feed: Feed) -> Tensor:
-        output = self.model.decoder(
-            input_ids=feed.tokens,
-            attention_mask=feed.mask,
-            encoder_hidden_states=memory.source_hidden,
-            encoder_attention_mask=memory.source_mask,
-            past_key_values=memory.cache,
-            use_cache=True,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        assert isinstance(memory.cache, EncoderDecoderCache)
+        assert memory.source_hidden is not None
+        return self._decoder.decode(feed.tokens, feed.mask, memory.cache, memory.source_hidden, memory.source_mask)
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         return _rows_of_head(hidden * self._scale, self.model.lm_head, token_ids)
@@ -154,7 +153,12 @@ class BertToBertFamily:
         self._head = model.decoder.cls.predictions
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
-        return _encode(self.model, prompts, self.model.generation_config.decoder_start_token_id)
+        start_token = self.model.generation_config.decoder_start_token_id
+        return _encode(self._run_encoder, prompts, start_token, self.model.device)
+
+    def _run_encoder(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden: Tensor = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
 
     def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:
         places = [prompt.places for prompt in prompts if prompt.places is not None]

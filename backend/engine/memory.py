@@ -36,7 +36,7 @@ class Memory:
     filled: list[int]  # per row, its own columns of `target`
     num_columns: int = 0
     source_hidden: Tensor | None = None  # (batch, source, hidden), where there is an encoder
-    source_mask: Tensor | None = None  # (batch, source)
+    source_mask: Tensor | None = None  # (batch, source), where sources are padded
 
     def feed(self, fed: Sequence[Sequence[int]], device: torch.device) -> Feed:
         """Rows of tokens -> tensors behind the columns that are there."""
@@ -80,8 +80,10 @@ class Memory:
         self.target.batch_select_indices(index)
         self.filled = [self.filled[row] for row in rows]
         self.start_tokens = [self.start_tokens[row] for row in rows]
-        if self.source_hidden is not None and self.source_mask is not None:
-            self.source_hidden, self.source_mask = self.source_hidden[index], self.source_mask[index]
+        if self.source_hidden is not None:
+            self.source_hidden = self.source_hidden[index]
+        if self.source_mask is not None:
+            self.source_mask = self.source_mask[index]
 
     def _slice(self, begin: int, end: int) -> None:
         for layer in self._layers:

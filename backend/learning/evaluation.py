@@ -181,10 +181,7 @@ def tag(
 
 
 def _fitting(codec: Codec, labels: tuple[str, ...], words: tuple[str, ...]) -> list[tuple[str, ...]]:
-    costs = [codec.cost(labels, word) for word in words]
-    budget = codec.budget(labels)
-    source, target = sum(cost.source_tokens for cost in costs), sum(cost.target_tokens for cost in costs)
-    if (source <= budget.source_tokens and target <= budget.target_tokens) or len(words) < 2:
+    if len(words) < 2 or codec.fits(labels, words):
         return [words]
     middle = len(words) // 2
     return [*_fitting(codec, labels, words[:middle]), *_fitting(codec, labels, words[middle:])]

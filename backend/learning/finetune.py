@@ -27,7 +27,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,10 @@ from backend.learning.lessons import (
     Mentions,
     Text,
     batches,
-    fits,
     folds,
     lessons_of,
     split,
     swapped,
-    windows_of,
 )
 from backend.learning.registry import VersionInfo
 from backend.learning.teacher import Taught, encode, losses, soften
@@ -179,24 +176,21 @@ def answer(loaded: LoadedModel, asked: Sequence[Asked]) -> Iterator[dict[int, tu
     windows = [
         (index, window)
         for index, (labels, text) in enumerate(asked)
-        for window in windows_of(loaded.codec, labels, text.text, text.breaks)
+        for window in loaded.codec.windows(labels, text.text, segment.words(text.text, text.breaks), text.breaks)
     ]
     windows.sort(key=lambda pair: len(pair[1].words))
     missing = Counter(index for index, _ in windows)
-    tagged: dict[int, list[tuple[int, TaggedWord]]] = defaultdict(list)
+    tagged: dict[int, list[TaggedWord]] = defaultdict(list)
     yield {index: () for index in range(len(asked)) if not missing[index]}
     for begin in range(0, len(windows), _BATCH_WINDOWS):
         chosen = windows[begin : begin + _BATCH_WINDOWS]
         prompts = [loaded.codec.encode(asked[index][0], [word.text for word in w.words]) for index, w in chosen]
         done: dict[int, tuple[Span, ...]] = {}
         for (index, window), decoded in zip(chosen, decoder.decode(prompts), strict=True):
-            for number in range(window.keep_from, window.keep_to):
-                place = number - window.first_word
-                word = TaggedWord(window.words[place], decoded.tags[place], decoded.probabilities[place])
-                tagged[index].append((number, word))
+            tagged[index] += segment.kept(window, decoded.tags, decoded.probabilities)
             missing[index] -= 1
             if not missing[index]:
-                words = [word for _, word in sorted(tagged.pop(index), key=itemgetter(0))]
+                words = sorted(tagged.pop(index), key=lambda tagged_word: tagged_word.word.start)
                 done[index] = tuple(segment.stitch(words, asked[index][1].breaks))
         yield done
 
@@ -390,7 +384,7 @@ class _Course:
         return [
             (lesson.labels, LabelledText(" ".join(lesson.words), (), lesson.labels, ()))
             for lesson in varied
-            if fits(self._loaded.codec, lesson)
+            if self._loaded.codec.fits(lesson.labels, lesson.words)
         ]
 
     def _num_steps(self, plan: _Plan, replay: _Replay) -> int:
@@ -416,7 +410,7 @@ class _Course:
         """With other entities of the project: the words around tell their label too, not only they themselves."""
         codec = self._loaded.codec
         varied = swapped(lesson, mentions, self._settings.swap_share, self._rng)
-        return encode(codec, varied if fits(codec, varied) else lesson)
+        return encode(codec, varied if codec.fits(varied.labels, varied.words) else lesson)
 
     def _fit(self, plan: _Plan, num_steps: int, replay: _Replay, parent: Path | None) -> None:
         """Make the adapter _TRAINED, which is in force then."""

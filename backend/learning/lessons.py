@@ -10,7 +10,7 @@ from backend.engine.codec import Codec
 from backend.learning.corpora import Mention, replace_mentions
 from backend.learning.examples import Example
 from backend.ner import segment
-from backend.ner.spans import Span, Window
+from backend.ner.spans import Span
 
 _HELD_OUT = 5  # one task of so many is held out
 _POOL_BATCHES = 6  # batches of like length are cut from so many batches' lessons
@@ -66,13 +66,6 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def windows_of(codec: Codec, labels: tuple[str, ...], text: str, breaks: Sequence[int]) -> list[Window]:
-    """The windows in which the text is served. Raises PromptTooLong if the labels leave no room for words."""
-    words = segment.words(text, breaks)
-    costs = [codec.cost(labels, word.text) for word in words]
-    return segment.windows(text, words, costs, codec.budget(labels), breaks)
-
-
 def lessons_of(
     codec: Codec,
     labels: tuple[str, ...],
@@ -81,8 +74,9 @@ def lessons_of(
     spans: Sequence[Span],
     weight: float = 1.0,
 ) -> list[Lesson]:
-    """One lesson per window; every word is in one, O included. Raises PromptTooLong as `windows_of` does."""
-    tags = segment.tags_of(spans, segment.words(text, breaks))
+    """One lesson per window; every word is in one, O included. Raises PromptTooLong if the labels leave no room."""
+    words = segment.words(text, breaks)
+    tags = segment.tags_of(spans, words)
     return [
         Lesson(
             labels,
@@ -90,18 +84,8 @@ def lessons_of(
             _legal_start(tags[window.first_word : window.first_word + len(window.words)]),
             weight,
         )
-        for window in windows_of(codec, labels, text, breaks)
+        for window in codec.windows(labels, text, words, breaks)
     ]
-
-
-def fits(codec: Codec, lesson: Lesson) -> bool:
-    """Whether it could be a window."""
-    costs = [codec.cost(lesson.labels, word) for word in lesson.words]
-    budget = codec.budget(lesson.labels)
-    return (
-        sum(cost.source_tokens for cost in costs) <= budget.source_tokens
-        and sum(cost.target_tokens for cost in costs) <= budget.target_tokens
-    )
 
 
 def _legal_start(tags: Sequence[str]) -> tuple[str, ...]:

@@ -159,6 +159,14 @@ def _last_sentence_start(starts: Sequence[bool], begin: int, end: int) -> int | 
     return next((index for index in range(end, begin, -1) if starts[index]), None)
 
 
+def kept(window: Window, tags: Sequence[str], probabilities: Sequence[float]) -> list[TaggedWord]:
+    """Of a window's words, tagged one by one, those whose labels come from it."""
+    return [
+        TaggedWord(window.words[index], tags[index], probabilities[index])
+        for index in range(window.keep_from - window.first_word, window.keep_to - window.first_word)
+    ]
+
+
 def stitch(tagged_words: Sequence[TaggedWord], breaks: Sequence[int] = ()) -> list[Span]:
     """BIO tags of consecutive words -> spans, in text order. A span's score is the product over its words.
 

@@ -16,7 +16,7 @@ from backend.engine.codec import Codec, Decoded
 from backend.errors import BackendError
 from backend.metrics import Metrics
 from backend.ner import segment
-from backend.ner.spans import TaggedWord, Window
+from backend.ner.spans import Window
 from backend.serving.batcher import Batcher, Priority
 from backend.serving.cache import PredictionCache, TextPrediction, cache_key
 from backend.serving.served import Served
@@ -150,8 +150,7 @@ class Predictor:
     def _start(self, job: _Job, draft: TextPrediction | None, codec: Codec, priority: Priority) -> None:
         query = job.query
         words = segment.words(query.text, query.breaks)
-        costs = [codec.cost(query.labels, word.text) for word in words]
-        job.windows = segment.windows(query.text, words, costs, codec.budget(query.labels), query.breaks)
+        job.windows = codec.windows(query.labels, query.text, words, query.breaks)
         tags = None if draft is None else segment.tags_of(draft.spans, words)
         prompts = [
             codec.encode(
@@ -207,9 +206,9 @@ class Predictor:
 
 def _stitch(job: _Job) -> TextPrediction:
     tagged = [
-        TaggedWord(window.words[index], decoded.tags[index], decoded.probabilities[index])
+        word
         for window, decoded in zip(job.windows, (future.result() for future in job.decoded), strict=True)
-        for index in range(window.keep_from - window.first_word, window.keep_to - window.first_word)
+        for word in segment.kept(window, decoded.tags, decoded.probabilities)
     ]
     confidence = segment.confidence([word.probability for word in tagged])
     return TextPrediction(tuple(segment.stitch(tagged, job.query.breaks)), confidence, len(tagged))

@@ -7,7 +7,7 @@ import pytest
 from backend.engine.codec import Codec, Limits
 from backend.learning.corpora import mentions_by_label
 from backend.learning.examples import Example
-from backend.learning.lessons import Lesson, batches, fits, folds, is_held_out, lessons_of, split, swapped
+from backend.learning.lessons import Lesson, batches, folds, is_held_out, lessons_of, split, swapped
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Span
@@ -45,9 +45,9 @@ def test_a_long_text_is_cut_into_windows_that_begin_legally(tokens: int) -> None
     span = Span(0, len(text), "person", 1.0)
     cut = lessons_of(codec(tokens), LABELS, text, (), [span])
     assert len(cut) > 1
-    assert not fits(codec(tokens), Lesson(LABELS, tuple(text.split()), ("O",) * 60))
+    assert not codec(tokens).fits(LABELS, text.split())
     for lesson in cut:
-        assert fits(codec(tokens), lesson)
+        assert codec(tokens).fits(LABELS, lesson.words)
         grammar: Grammar = codec(tokens).grammar(LABELS)
         before = 0
         for tag in map(grammar.tags.index, lesson.tags):
