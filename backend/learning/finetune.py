@@ -15,7 +15,8 @@ only its best answer (learning without forgetting: Li and Hoiem 2016, arXiv:1606
   the base model says may not contradict the annotators.
 
 And of the change that was trained only a part is kept, which loses less of what is new than it keeps of what was there
-(weights between those of two models: Wortsman et al. 2022, arXiv:2109.01903).
+(weights between those of two models: Wortsman et al. 2022, arXiv:2109.01903): the largest part with which the guard set
+is not forgotten.
 """
 
 import hashlib
@@ -84,7 +85,12 @@ class TrainingSettings:
     batch_lessons: int = 8
     batch_tokens: int = 8192  # source and target, padded
     clip_norm: float = 1.0
-    strength: float = 0.9  # part of the trained change that is kept, 0..1
+    strengths: tuple[float, ...] = (
+        0.9,
+        0.8,
+        0.7,
+        0.6,
+    )  # parts of the trained change, 0..1: the first that is safe is kept
     corrected_weight: float = 2.0  # of an example in which the annotator changed the prediction
     draft_weight: float = 1.0  # of the draft head's loss
     swap_share: float = 0.4  # of the entities of a lesson, replaced by others of the project with their label
@@ -153,7 +159,7 @@ def train(
         loaded.checkpoint.version if current is None else current.version,
         _ids(course.train),
         _ids(course.held_out),
-        asdict(settings),
+        asdict(settings) | {"strength": course.strength},
         time.monotonic() - begun,
         hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
     )
@@ -244,6 +250,7 @@ class _Course:
         self._step, self._steps = 0, 0
         self._loss: float | None = None
         self._training_s = 0.0
+        self.strength = settings.strengths[0]  # of the change, what is kept
 
     def _can_write(self, labels: tuple[str, ...]) -> bool:
         try:
@@ -291,8 +298,10 @@ class _Course:
             self._stage = plan.stage
             self._fit(plan, num_steps, replay, parent)
             if plan.is_candidate:
+                guard_after = self._weaken(guard_before)
                 self._adapters.save(_TRAINED, folder)
-                guard_after = self._answer_texts(self._guard.gate)
+            else:
+                self._adapters.scale(_TRAINED, self.strength)
             after += self._answer(plan.judged)
             self._adapters.drop(_TRAINED)
         self._stage = "judging"
@@ -302,12 +311,33 @@ class _Course:
                 Answers(tuple(text.spans for text in example.texts), *spans)
                 for example, *spans in zip(self._judged, before, after, strict=True)
             ],
-            [
-                Answers((sentence.spans,), (was,), (now,))
-                for sentence, was, now in zip(self._guard.gate, guard_before, guard_after, strict=True)
-            ],
+            self._guarded(guard_before, guard_after),
             cross_validated=bool(self._folds),
         )
+
+    def _weaken(self, guard_before: Sequence[tuple[Span, ...]]) -> list[tuple[Span, ...]]:
+        """Keep as much of the adapter _TRAINED as the guard set allows; the result is what is answered there then."""
+        kept, guard_after = 1.0, list[tuple[Span, ...]]()
+        for strength in self._settings.strengths:
+            self._adapters.scale(_TRAINED, strength / kept)
+            kept = self.strength = strength
+            guard_after = self._answer_texts(self._guard.gate)
+            compared = gate.compare(self._guarded(guard_before, guard_after))
+            log.info(
+                "with %g of the change the guard set's span F1 is %.3f, the base model's %.3f",
+                strength,
+                compared.after.f1,
+                compared.before.f1,
+            )
+            if not gate.forgets(compared):
+                break
+        return guard_after
+
+    def _guarded(self, before: Sequence[tuple[Span, ...]], after: Sequence[tuple[Span, ...]]) -> list[Answers]:
+        return [
+            Answers((sentence.spans,), (was,), (now,))
+            for sentence, was, now in zip(self._guard.gate, before, after, strict=True)
+        ]
 
     def close(self) -> None:
         """Leave the model as it was, its adapters forgotten."""
@@ -438,7 +468,6 @@ class _Course:
             self._training_s += time.monotonic() - begun
             begun = time.monotonic()
             self._report()
-        self._adapters.scale(_TRAINED, settings.strength)
 
     def _answer(self, examples: Sequence[Example]) -> list[tuple[tuple[Span, ...], ...]]:
         texts = iter(self._answer_texts([text for example in examples for text in example.texts]))

@@ -182,7 +182,7 @@ def lesson(label_studio: LabelStudio, school: Backend, tap: Wiretap) -> Lesson:
 def test_a_hundred_accepted_sentences_teach_fourteen_new_labels(lesson: Lesson) -> None:
     taught = lesson.taught
     assert taught.job["job_status"] == "finished", taught.job
-    assert taught.job["result"]["promoted"], taught.job
+    assert taught.job["result"]["promoted"], taught.job["result"]
     unseen = slice(lesson.num_taught, None)
     before = lessons.span_f1(taught.sentences[unseen], taught.before[unseen])
     after = lessons.span_f1(taught.sentences[unseen], taught.after[unseen])
@@ -205,7 +205,7 @@ def test_label_studio_is_told_the_new_version_and_predicts_again(lesson: Lesson,
 def test_poisoned_labels_are_refused_and_predictions_stay(lesson: Lesson, school: Backend) -> None:
     poisoned = lesson.poisoned
     assert poisoned.job["job_status"] == "finished", poisoned.job
-    assert not poisoned.job["result"]["promoted"], poisoned.job
+    assert not poisoned.job["result"]["promoted"], poisoned.job["result"]
     assert poisoned.version_after == poisoned.version_before
     assert [lessons.spans_of(p) for p in poisoned.after] == [lessons.spans_of(p) for p in poisoned.before]
     (rejected,) = school.versions(poisoned.key)["versions"]

@@ -12,6 +12,7 @@ from backend.engine.checkpoint import Checkpoint, LoadedModel
 from backend.engine.codec import Codec
 from backend.engine.family import Family
 from backend.errors import AdapterError, NotEnoughExamples, TrainingFailed
+from backend.learning import gate
 from backend.learning.examples import (
     AnnotatedText,
     ControlLabels,
@@ -92,11 +93,12 @@ def run(
     unlabelled: Sequence[AnnotatedText] = (),
     reports: list[Progress] | None = None,
     adapters: Adapters | None = None,
+    guard: Sequence[LabelledText] = GUARD,
 ) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     reports = [] if reports is None else reports
     adapters = Adapters(model.family) if adapters is None else adapters
-    return train(model, adapters, of, unlabelled, parent, current, settings, reports.append, folder, GUARD)
+    return train(model, adapters, of, unlabelled, parent, current, settings, reports.append, folder, guard)
 
 
 def answers(model: LoadedModel, of: Snapshot) -> dict[int, tuple[Span, ...]]:
@@ -189,7 +191,7 @@ def test_few_examples_are_cross_validated(tmp_path: Path) -> None:
 
 def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     first = run(loaded("bert"), project(), tmp_path / "parent")
-    still = TrainingSettings(rank=2, rate=0.0, strength=1.0, min_steps=2, max_steps=2)
+    still = TrainingSettings(rank=2, rate=0.0, strengths=(1.0,), min_steps=2, max_steps=2)
     child = run(
         loaded("bert"),
         project(30),
@@ -203,6 +205,23 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     assert child.verdict.tasks.before == child.verdict.tasks.after
     seen = {task_id for task_id, _ in first.examples}
     assert child.verdict.tasks.num == 30 - len(seen), "judged on what the parent has not seen"
+
+
+def test_no_more_of_the_change_is_kept_than_the_guard_set_allows(tmp_path: Path) -> None:
+    asked = [replace(text(pattern), labels=("organization", "person")) for pattern in PATTERNS * 4]
+    said = answers(loaded("bert"), snapshot(map(example, range(20), asked)))
+    guard = [replace(one, spans=said[index]) for index, one in enumerate(asked)]
+    assert sum(map(len, said.values())) > 10
+    settings = replace(
+        SETTINGS, min_steps=40, max_steps=40, guard_share=0.0, replay_share=0.0, min_guard=0, min_replay=0
+    )
+    kept = {}
+    for strengths in ((1.0,), (1.0, 0.5, 1e-6)):
+        outcome = run(loaded("bert"), project(), tmp_path, settings=replace(settings, strengths=strengths), guard=guard)
+        kept[outcome.settings["strength"]] = outcome.verdict.guard
+    assert gate.forgets(kept[1.0])
+    assert not gate.forgets(kept[1e-6])
+    assert kept[1e-6].after == kept[1e-6].before
 
 
 def test_corrections_weigh_more(tmp_path: Path) -> None:

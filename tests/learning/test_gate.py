@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from backend.learning.gate import MAX_CHANCE, MIN_MATCHED_SPANS, Answers, agreement, compare, judge
+from backend.learning.gate import Answers, agreement, compare, judge
 from backend.learning.scores import Counts
 from backend.ner.spans import Span
 
@@ -120,19 +120,25 @@ def test_labels_with_sense_are_not() -> None:
 
 
 def test_chance_is_the_part_of_shuffles_that_agree_as_well() -> None:
-    # 8 spans, 4 and 4, all right: of the 70 ways to lay out the labels one agrees
-    perfect = [answers(["0person", "4place"], [], ["0person", "4place"])] * 4
-    agreed = agreement(perfect)
-    assert (agreed.num, agreed.part) == (8, 1.0)
-    assert agreed.chance == pytest.approx(1 / 70, abs=0.006)
-    assert agreed.chance > MAX_CHANCE
+    # 18 spans, 9 and 9, of which 12 agree, 6 of each label: C(9,6)C(9,3) + ... + C(9,9)C(9,0) of C(18,9) ways
+    right = [answers(["0person", "4place"], [], ["0person", "4place"])] * 6
+    wrong = [answers(["0person", "4place"], [], ["0place", "4person"])] * 3
+    agreed = agreement(right + wrong)
+    assert (agreed.num, agreed.part) == (18, pytest.approx(12 / 18))
+    assert agreed.chance == pytest.approx(8434 / 48620, abs=0.02)
+
+
+def found_all(labels: Sequence[str]) -> list[Answers]:
+    """Tasks with a span each, which the later version has right."""
+    return [answers([f"0{label}"], [], [f"0{label}"]) for label in labels]
 
 
 @pytest.mark.parametrize(
     "few",
     [
         pytest.param([answers(["0person"], [], ["0person"])] * 30, id="one label"),
-        pytest.param([answers(["0person", "4place"], [], ["0place", "4person"])] * 3, id="few spans"),
+        pytest.param([answers(["0person", "4place"], [], ["0place", "4person"])] * 7, id="14 spans of two labels"),
+        pytest.param(found_all(["person"] * 40 + ["place"] * 2), id="40 spans of one label and 2 of another"),
         pytest.param([answers(["0person", "4place"], [], ["1person", "5place"])] * 30, id="other bounds"),
         pytest.param([], id="none"),
     ],
@@ -141,10 +147,22 @@ def test_too_little_to_tell_chance_by(few: list[Answers]) -> None:
     assert agreement(few).chance is None
 
 
+def test_few_spans_that_all_agree_are_published() -> None:
+    assert judge(found_all(["person", "place"] * 4), SAME).publish
+
+
 def test_always_the_same_label_agrees_no_better_than_chance() -> None:
-    agreed = agreement([answers(["0person", "4place"], [], ["0person", "4person"])] * MIN_MATCHED_SPANS)
+    agreed = agreement([answers(["0person", "4place"], [], ["0person", "4person"])] * 10)
     assert agreed.part == 0.5
     assert agreed.chance == 1.0
+
+
+def test_a_label_that_is_nearly_all_may_be_said_always() -> None:
+    gold = ["person"] * 27 + ["place"] * 9
+    said = [answers([f"0{label}"], [], ["0person"]) for label in gold]
+    assert agreement(said).chance == 1.0
+    assert judge(said, SAME).publish
+    assert not judge(said[1:], SAME).publish, "of 35 spans 74 % agree"
 
 
 def test_a_verdict_is_the_same_every_time() -> None:
