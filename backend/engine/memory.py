@@ -75,15 +75,16 @@ class Memory:
 
     def _select_rows(self, rows: list[int]) -> None:
         index = torch.tensor(rows, device=self._layers[0].keys.device)
-        if isinstance(self.cache, EncoderDecoderCache):
-            self.cache.cross_attention_cache.batch_select_indices(index)
-        self.target.batch_select_indices(index)
+        source: Any = self.cache.cross_attention_cache.layers if isinstance(self.cache, EncoderDecoderCache) else []
+        for layer in [*source, *self._layers]:
+            own = index.to(layer.keys.device)  # a large model's layers lie on several
+            layer.keys, layer.values = layer.keys[own], layer.values[own]
         self.filled = [self.filled[row] for row in rows]
         self.start_tokens = [self.start_tokens[row] for row in rows]
         if self.source_hidden is not None:
-            self.source_hidden = self.source_hidden[index]
+            self.source_hidden = self.source_hidden[index.to(self.source_hidden.device)]
         if self.source_mask is not None:
-            self.source_mask = self.source_mask[index]
+            self.source_mask = self.source_mask[index.to(self.source_mask.device)]
 
     def _slice(self, begin: int, end: int) -> None:
         for layer in self._layers:
@@ -93,5 +94,5 @@ class Memory:
         """`columns` (batch, new_num_columns): which old column each new one is."""
         for layer in self._layers:
             batch, heads, _, size = layer.keys.shape
-            index = columns[:, None, :, None].expand(batch, heads, columns.shape[1], size)
+            index = columns[:, None, :, None].expand(batch, heads, columns.shape[1], size).to(layer.keys.device)
             layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)

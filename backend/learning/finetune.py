@@ -96,6 +96,7 @@ class TrainingSettings:
     swap_share: float = 0.4  # of the entities of a lesson, replaced by others of the project with their label
     guard_share: float = 0.5  # of guard sentences
     replay_share: float = 0.75  # of varied guard sentences and of texts with other labels
+    replay_weight: float = 1.0  # of a lesson of either kind
     min_guard: int = 32  # lessons an epoch, so that a small project too keeps in mind what there was
     min_replay: int = 44
     max_replay_texts: int = 200
@@ -367,18 +368,18 @@ class _Course:
 
     def _replay(self, unlabelled: Sequence[AnnotatedText]) -> _Replay:
         """What the base model, which is in force, is to go on saying."""
-        codec = self._loaded.codec
+        codec, weight = self._loaded.codec, self._settings.replay_weight
         guard = [
             lesson
             for text in self._guard.training
-            for lesson in lessons_of(codec, text.labels, text.text, text.breaks, text.spans)
+            for lesson in lessons_of(codec, text.labels, text.text, text.breaks, text.spans, weight)
         ]
         asked = [*self._asked_of_project(unlabelled), *self._asked_of_guard(guard)]
         said = self._answer_all(asked)
         lessons = [
             lesson
             for (labels, text), spans in zip(asked, said, strict=True)
-            for lesson in lessons_of(codec, labels, text.text, text.breaks, spans)
+            for lesson in lessons_of(codec, labels, text.text, text.breaks, spans, weight)
         ]
         return _Replay(
             tuple(self._softened(guard)),

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,34 +83,38 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, artifacts: Path) -> I
         server.kill()
 
 
-def start_backend(model_dir: Path, log: Path, **settings: str) -> Backend:
+@contextmanager
+def started_backend(model_dir: Path, log: Path, **settings: str) -> Iterator[Backend]:
     """As a user starts it, with nothing but a port and a folder of its own, and the environment `settings`."""
     executable = program(Path(sys.executable).with_name("gner-backend"))
     port = free_port()
     environment = {"HOME": str(model_dir), "MODEL_DIR": str(model_dir), **settings}
-    return Backend(
-        server=Server([str(executable), "serve", "--port", str(port)], environment, log),
-        url=f"http://127.0.0.1:{port}",
-        model_dir=model_dir,
-    )
+    server = Server([str(executable), "serve", "--port", str(port)], environment, log)
+    try:
+        yield Backend(server=server, url=f"http://127.0.0.1:{port}", model_dir=model_dir)
+    finally:
+        server.kill()
+
+
+@contextmanager
+def ready_backend(model_dir: Path, log: Path, **settings: str) -> Iterator[Backend]:
+    """A started one whose model is loaded."""
+    with started_backend(model_dir, log, **settings) as backend:
+        backend.server.wait_until("the model is ready", backend.is_ready, BACKEND_START_S)
+        yield backend
 
 
 @pytest.fixture(scope="package")
 def backend(tmp_path_factory: pytest.TempPathFactory, artifacts: Path) -> Iterator[Backend]:
-    backend = start_backend(tmp_path_factory.mktemp("model-dir"), artifacts / "backend.log")
-    try:
-        backend.server.wait_until("the model is ready", backend.is_ready, BACKEND_START_S)
+    with ready_backend(tmp_path_factory.mktemp("model-dir"), artifacts / "backend.log") as backend:
         yield backend
-    finally:
-        backend.server.kill()
 
 
 @pytest.fixture(scope="package")
 def tap(backend: Backend) -> Iterator[Wiretap]:
     """Give its `url` to Label Studio instead of the backend's to see what passes between the two."""
-    tap = Wiretap(backend.url)
-    yield tap
-    tap.close()
+    with closing(Wiretap(backend.url)) as tap:
+        yield tap
 
 
 @pytest.fixture(scope="package")

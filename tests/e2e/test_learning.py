@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from . import lessons
 from .backend import Backend
-from .conftest import BACKEND_START_S, start_backend
+from .conftest import ready_backend
 from .label_studio import Json, LabelStudio
 from .lessons import Labelled
 from .processes import wait_until
@@ -54,20 +55,15 @@ class Lesson:
 @pytest.fixture(scope="module")
 def school(tmp_path_factory: pytest.TempPathFactory, artifacts: Path) -> Iterator[Backend]:
     """A backend that trains only when it is told to."""
-    model_dir = tmp_path_factory.mktemp("school")
-    backend = start_backend(model_dir, artifacts / "backend-school.log", GNER_TRAIN_AFTER="0")
-    try:
-        backend.server.wait_until("the model is ready", backend.is_ready, BACKEND_START_S)
+    model_dir, log = tmp_path_factory.mktemp("school"), artifacts / "backend-school.log"
+    with ready_backend(model_dir, log, GNER_TRAIN_AFTER="0") as backend:
         yield backend
-    finally:
-        backend.server.kill()
 
 
 @pytest.fixture(scope="module")
 def tap(school: Backend) -> Iterator[Wiretap]:
-    tap = Wiretap(school.url)
-    yield tap
-    tap.close()
+    with closing(Wiretap(school.url)) as tap:
+        yield tap
 
 
 def enrol(label_studio: LabelStudio, tap: Wiretap, title: str, labels: list[str], sentences: list[Labelled]) -> Pupil:

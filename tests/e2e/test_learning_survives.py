@@ -1,6 +1,8 @@
 """Nothing that was acknowledged is lost, and nothing half-written is served, whoever is killed."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -9,7 +11,7 @@ import requests
 
 from . import lessons
 from .backend import Backend
-from .conftest import BACKEND_START_S, start_backend
+from .conftest import ready_backend
 from .label_studio import Json
 from .processes import is_alive, wait_until
 
@@ -33,18 +35,9 @@ Start = Callable[..., Backend]
 @pytest.fixture
 def start(model_dir: Path, artifacts: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts a backend over the test's folder, any number of times; all are stopped in the end."""
-    started: list[Backend] = []
-
-    def start_ready(**settings: str) -> Backend:
-        log = artifacts / f"{request.node.name}-{len(started)}.log"
-        backend = start_backend(model_dir, log, **settings)
-        started.append(backend)
-        backend.server.wait_until("the model is ready", backend.is_ready, BACKEND_START_S)
-        return backend
-
-    yield start_ready
-    for backend in started:
-        backend.server.kill()
+    logs = (artifacts / f"{request.node.name}-{number}.log" for number in count())
+    with ExitStack() as started:
+        yield lambda **settings: started.enter_context(ready_backend(model_dir, next(logs), **settings))
 
 
 def processes(backend: Backend, word: str) -> list[psutil.Process]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from .conftest import BACKEND_START_S, start_backend
+from .conftest import BACKEND_START_S, ready_backend, started_backend
 from .processes import wait_until
 from .texts import config
 
@@ -13,9 +13,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_starts_answers_and_ctrl_c_leaves_nothing_behind(tmp_path: Path, artifacts: Path) -> None:
-    backend = start_backend(tmp_path, artifacts / "backend-ctrl-c.log")
-    try:
-        backend.server.wait_until("the model is ready", backend.is_ready, BACKEND_START_S)
+    with ready_backend(tmp_path, artifacts / "backend-ctrl-c.log") as backend:
         assert backend.health()["status"] == "UP"
         tasks = [{"id": 1, "data": {"text": "Angela Merkel met Barack Obama in Berlin."}}]
         (item,) = backend.predict("1.1", config("label_config.xml"), tasks)
@@ -24,13 +22,10 @@ def test_starts_answers_and_ctrl_c_leaves_nothing_behind(tmp_path: Path, artifac
         assert backend.server.interrupt() == 0, backend.server.log_tail()
         assert "Traceback" not in backend.server.log_tail()
         wait_until("the last child to end", lambda: not backend.server.descendants(), timeout_s=5)
-    finally:
-        backend.server.kill()
 
 
 def test_answers_health_while_the_model_loads(tmp_path: Path, artifacts: Path) -> None:
-    backend = start_backend(tmp_path, artifacts / "backend-loading.log")
-    try:
+    with started_backend(tmp_path, artifacts / "backend-loading.log") as backend:
         states: list[str] = []
 
         def ready() -> bool:
@@ -43,5 +38,3 @@ def test_answers_health_while_the_model_loads(tmp_path: Path, artifacts: Path) -
 
         backend.server.wait_until("the model is ready", ready, BACKEND_START_S)
         assert set(states) <= {"loading", "ready"}
-    finally:
-        backend.server.kill()

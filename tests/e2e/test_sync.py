@@ -9,7 +9,7 @@ import pytest
 
 from . import lessons
 from .backend import Backend
-from .conftest import BACKEND_START_S, start_backend
+from .conftest import ready_backend
 from .label_studio import LabelStudio
 
 pytestmark = pytest.mark.e2e
@@ -70,14 +70,10 @@ def test_a_training_asks_label_studio_first(label_studio: LabelStudio, tmp_path:
     for task, sentence in zip(tasks, sentences, strict=True):
         label_studio.annotate(task, sentence.regions())
     access = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.personal_access_token()}
-    backend = start_backend(tmp_path, artifacts / "backend-sync.log", **access)
-    try:
-        backend.server.wait_until("the model is ready", backend.is_ready, BACKEND_START_S)
+    with ready_backend(tmp_path, artifacts / "backend-sync.log", **access) as backend:
         described = label_studio.call("GET", f"/api/projects/{project}")
         event = {"action": "START_TRAINING", "project": described}
         status = backend.wait_for_job(backend.post("/webhook", event, status=201)["job"], timeout_s=120)
         assert status["job_status"] == "failed"
         assert "3 accepted annotations" in status["error"]
         assert {annotation.task_id for annotation in backend.accepted(label_studio.project_key(project))} == set(tasks)
-    finally:
-        backend.server.kill()
