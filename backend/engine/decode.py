@@ -228,8 +228,8 @@ class ExactDecoder:
     def __init__(
         self, family: Family, window_tokens: int, drafter: Drafter | None = None, *, sure: float = 0.0
     ) -> None:
-        """`window_tokens` bounds what one pass runs of a prompt alone, and half of it what one runs of each in a batch:
-        short keeps a wrong draft cheap, long saves passes.
+        """`window_tokens` bounds what one pass runs of a prompt alone whose draft is unsure somewhere, twice as many of
+        one whose draft is not, and half as many of each in a batch: short keeps a wrong draft cheap, long saves passes.
 
         `drafter` guesses for a model that has no draft head. A guess of the model's own head of less probability than
         `sure` ends the window of a prompt that is alone: fewer tokens are run in vain, in more passes.
@@ -263,10 +263,9 @@ class ExactDecoder:
         self._draft(rows, memory)
         legal = _LegalTokens({code.grammar for row in rows for code in row.prompt.codes}, self._device)
         while rows:
+            width = self._width(rows)
+            # in a batch a row that stops early would only wait
             alone = len(rows) == 1
-            # in a batch every row is padded to the widest: a short window is the better bound there, and a row that
-            # stops early would only wait
-            width = self._window_tokens if alone else max(1, self._window_tokens // 2)
             feeds = [row.feed(start, width, alone) for row, start in zip(rows, memory.start_tokens, strict=True)]
             fed = [tokens for tokens, _ in feeds]
             hidden = self._family.forward(memory, memory.feed(fed, self._device))
@@ -281,6 +280,13 @@ class ExactDecoder:
             if staying:
                 memory.keep(accepted, staying)
             rows = [rows[index] for index in staying]
+
+    def _width(self, rows: Sequence[_Row]) -> int:
+        """Tokens that the next pass runs of each row at most. In a batch every row is padded to the widest."""
+        if len(rows) > 1:
+            return max(1, self._window_tokens // 2)
+        (row,) = rows
+        return self._window_tokens if any(row.unsure[row.word :]) else 2 * self._window_tokens
 
     def _draft(self, rows: Sequence[_Row], memory: Memory) -> None:
         """Better drafts than O throughout: a prompt's own, else the model's draft head's, else the drafter's."""

@@ -98,7 +98,10 @@ def _to_device_of(block: Any, *tensors: Tensor) -> list[Tensor]:
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
-    return functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    """In the norm's own type: `hidden` is float32 where transformers keeps some layers of a quantised model in it."""
+    weight: Tensor = norm.weight
+    normed = functional.rms_norm(hidden, weight.shape, weight.to(hidden.dtype), norm.variance_epsilon)
+    return normed.to(weight.dtype)
 
 
 def _hide(bias: Tensor, seen: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class TrainingSettings:
     swap_share: float = 0.4  # of the entities of a lesson, replaced by others of the project with their label
     guard_share: float = 0.5  # of guard sentences
     replay_share: float = 0.75  # of varied guard sentences and of texts with other labels
-    replay_weight: float = 1.0  # of a lesson of either kind
+    replay_weight: float = 4.0  # of a lesson of either kind
     min_guard: int = 32  # lessons an epoch, so that a small project too keeps in mind what there was
     min_replay: int = 44
     max_replay_texts: int = 200
