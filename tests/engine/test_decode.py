@@ -310,18 +310,19 @@ def test_a_right_draft_costs_its_tokens_once(name: str) -> None:
         assert_same(decoder.decode([drafted]), [answer])
         # behind the last decision nothing needs to be run
         assert decoder.work.decoder_tokens <= decoder.work.output_tokens
-        assert decoder.work.passes == -(-decoder.work.decoder_tokens // window)
+        # a draft that is nowhere unsure gets twice the window
+        assert decoder.work.passes == -(-decoder.work.decoder_tokens // (2 * window))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_pass_settles_at_least_one_decision_and_runs_at_most_a_window(name: str) -> None:
+def test_a_pass_settles_at_least_one_decision_and_runs_at_most_twice_a_window(name: str) -> None:
     for prompt, answer in zip(some_prompts(name), reference(name), strict=True):
         decoder = ExactDecoder(family_and_codec(name)[0], 10_000)
         decoder.decode([prompt])
         assert decoder.work.passes <= num_decisions(prompt, answer)
         short = ExactDecoder(family_and_codec(name)[0], 5)
         short.decode([prompt])
-        assert short.work.decoder_tokens <= 5 * short.work.passes
+        assert short.work.decoder_tokens <= 2 * 5 * short.work.passes
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -33,7 +33,9 @@ from tests.learning.test_teacher import with_head
 
 LABELS = ("person", "city")
 KEY = "2.1700000000"
-SETTINGS = TrainingSettings(rank=4, alpha=8, rate=3e-2, epochs=3, min_steps=12, max_steps=12, batch_lessons=4)
+SETTINGS = TrainingSettings(
+    rank=4, alpha=8, rate=3e-2, epochs=3, min_steps=12, max_steps=12, batch_lessons=4, replay_weight=1.0
+)
 MAKERS: dict[str, Callable[[], tuple[Family, Codec]]] = {**tiny.FAMILIES, "bert with a draft head": with_head}
 
 
