@@ -325,6 +325,16 @@ def test_a_pass_settles_at_least_one_decision_and_runs_at_most_twice_a_window(na
         assert short.work.decoder_tokens <= 2 * 5 * short.work.passes
 
 
+def test_a_draft_that_is_unsure_everywhere_runs_at_most_a_window_and_less_in_vain() -> None:
+    name = "bert with a draft head"
+    unsure, bold = (ExactDecoder(family_and_codec(name)[0], 5, sure=sure) for sure in (1.1, 0.0))
+    for prompt, answer in zip(some_prompts(name), reference(name), strict=True):
+        for decoder in (unsure, bold):
+            assert_same(decoder.decode([prompt]), [answer])
+    assert unsure.work.decoder_tokens <= 5 * unsure.work.passes
+    assert unsure.work.decoder_tokens < bold.work.decoder_tokens
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_reference_runs_each_token_once_in_a_pass_per_decision(name: str) -> None:
     decoder = SequentialDecoder(family_and_codec(name)[0])
