@@ -34,7 +34,7 @@ class T5Layers:
             keys, values = _key_values(attention.SelfAttention, normed)
             hidden = hidden + _attend(attention.SelfAttention, normed, keys, values, bias)
             hidden = hidden + feed_forward.DenseReluDense(_norm(feed_forward.layer_norm, hidden))
-        return _norm(self._stack.final_layer_norm, hidden.to(self._stack.final_layer_norm.weight.device))
+        return _norm(self._stack.final_layer_norm, hidden)
 
     def decode(
         self,
@@ -73,7 +73,7 @@ class T5Layers:
             normed = _norm(cross.layer_norm, hidden)
             hidden = hidden + _attend(cross.EncDecAttention, normed, kept.keys, kept.values, source_bias)
             hidden = hidden + feed_forward.DenseReluDense(_norm(feed_forward.layer_norm, hidden))
-        return _norm(self._stack.final_layer_norm, hidden.to(self._stack.final_layer_norm.weight.device))
+        return _norm(self._stack.final_layer_norm, hidden)
 
     def _distance_bias(self, width: int, columns: int) -> Tensor:
         """(1, heads, width, columns): what distance adds to the scores of the last `width` of `columns` tokens."""
@@ -100,6 +100,7 @@ def _to_device_of(block: Any, *tensors: Tensor) -> list[Tensor]:
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
     """In the norm's own type: `hidden` is float32 where transformers keeps some layers of a quantised model in it."""
     weight: Tensor = norm.weight
+    hidden = hidden.to(weight.device)  # the last layer's may be another
     normed = functional.rms_norm(hidden, weight.shape, weight.to(hidden.dtype), norm.variance_epsilon)
     return normed.to(weight.dtype)
 

@@ -85,12 +85,7 @@ class TrainingSettings:
     batch_lessons: int = 8
     batch_tokens: int = 8192  # source and target, padded
     clip_norm: float = 1.0
-    strengths: tuple[float, ...] = (
-        0.9,
-        0.8,
-        0.7,
-        0.6,
-    )  # parts of the trained change, 0..1: the first that is safe is kept
+    strengths: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6)  # parts of the trained change: the first that is safe is kept
     corrected_weight: float = 2.0  # of an example in which the annotator changed the prediction
     draft_weight: float = 1.0  # of the draft head's loss
     swap_share: float = 0.4  # of the entities of a lesson, replaced by others of the project with their label
@@ -294,12 +289,12 @@ class _Course:
         steps = [self._num_steps(plan, replay) for plan in plans]
         self._steps = sum(steps)
         after: list[tuple[tuple[Span, ...], ...]] = []
-        guard_after: list[tuple[Span, ...]] = []
+        guarded: list[Answers] = []
         for plan, num_steps in zip(plans, steps, strict=True):
             self._stage = plan.stage
             self._fit(plan, num_steps, replay, parent)
             if plan.is_candidate:
-                guard_after = self._weaken(guard_before)
+                guarded = self._weaken(guard_before)
                 self._adapters.save(_TRAINED, folder)
             else:
                 self._adapters.scale(_TRAINED, self.strength)
@@ -312,18 +307,23 @@ class _Course:
                 Answers(tuple(text.spans for text in example.texts), *spans)
                 for example, *spans in zip(self._judged, before, after, strict=True)
             ],
-            self._guarded(guard_before, guard_after),
+            guarded,
             cross_validated=bool(self._folds),
         )
 
-    def _weaken(self, guard_before: Sequence[tuple[Span, ...]]) -> list[tuple[Span, ...]]:
+    def _weaken(self, guard_before: Sequence[tuple[Span, ...]]) -> list[Answers]:
         """Keep as much of the adapter _TRAINED as the guard set allows; the result is what is answered there then."""
-        kept, guard_after = 1.0, list[tuple[Span, ...]]()
+        kept, guarded = 1.0, list[Answers]()
         for strength in self._settings.strengths:
             self._adapters.scale(_TRAINED, strength / kept)
             kept = self.strength = strength
-            guard_after = self._answer_texts(self._guard.gate)
-            compared = gate.compare(self._guarded(guard_before, guard_after))
+            guarded = [
+                Answers((sentence.spans,), (was,), (now,))
+                for sentence, was, now in zip(
+                    self._guard.gate, guard_before, self._answer_texts(self._guard.gate), strict=True
+                )
+            ]
+            compared = gate.compare(guarded)
             log.info(
                 "with %g of the change the guard set's span F1 is %.3f, the base model's %.3f",
                 strength,
@@ -332,13 +332,7 @@ class _Course:
             )
             if not gate.forgets(compared):
                 break
-        return guard_after
-
-    def _guarded(self, before: Sequence[tuple[Span, ...]], after: Sequence[tuple[Span, ...]]) -> list[Answers]:
-        return [
-            Answers((sentence.spans,), (was,), (now,))
-            for sentence, was, now in zip(self._guard.gate, before, after, strict=True)
-        ]
+        return guarded
 
     def close(self) -> None:
         """Leave the model as it was, its adapters forgotten."""

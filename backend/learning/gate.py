@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from backend.learning.scores import Counts
 from backend.ner.spans import Span
 
-MAX_GUARD_LOSS = 0.02
+_MAX_GUARD_LOSS = 0.02
 # A training on shuffled labels gets through with this probability; they are trained on again and again.
-MAX_CHANCE = 0.01
+_MAX_CHANCE = 0.01
 # The test can tell only where labels that all agree would be far less probable than that.
 _MAX_CHANCE_OF_ALL = 1e-4
 # Where one label is most of them, always saying it is no better than chance, and right nearly always all the same.
@@ -139,7 +139,7 @@ def _log_arrangements(counts: Collection[int]) -> float:
 
 def forgets(guard: Comparison) -> bool:
     """Whether the later version has lost more on the guard set than a version may."""
-    return guard.after.f1 < guard.before.f1 - MAX_GUARD_LOSS
+    return guard.after.f1 < guard.before.f1 - _MAX_GUARD_LOSS
 
 
 def _objection(tasks: Comparison, guard: Comparison, agreed: Agreement) -> str | None:
@@ -153,7 +153,7 @@ def _objection(tasks: Comparison, guard: Comparison, agreed: Agreement) -> str |
             f"rejected: span F1 on {tasks.num} tasks that it was not trained on is {after:.3f}, below the {before:.3f} "
             "of the version served now"
         )
-    if agreed.chance is not None and agreed.chance > MAX_CHANCE and agreed.part < _NEARLY_ALL:
+    if agreed.chance is not None and agreed.chance > _MAX_CHANCE and agreed.part < _NEARLY_ALL:
         return (
             f"rejected: of {agreed.num} spans found, {100 * agreed.part:.0f} % have the annotators' label, no better "
             f"than chance (p = {agreed.chance:.2g}): do the annotations follow one rule?"
@@ -161,7 +161,7 @@ def _objection(tasks: Comparison, guard: Comparison, agreed: Agreement) -> str |
     if forgets(guard):
         return (
             f"rejected: span F1 on the guard set fell from the base model's {guard.before.f1:.3f} to "
-            f"{guard.after.f1:.3f}, by more than {MAX_GUARD_LOSS}"
+            f"{guard.after.f1:.3f}, by more than {_MAX_GUARD_LOSS}"
         )
     return None
 
