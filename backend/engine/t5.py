@@ -98,7 +98,7 @@ def _to_device_of(block: Any, *tensors: Tensor) -> list[Tensor]:
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
-    """In the norm's own type: `hidden` is float32 where transformers keeps some layers of a quantised model in it."""
+    """In the norm's own type: `hidden` is float32 where a model keeps its last feed-forward weights in it."""
     weight: Tensor = norm.weight
     hidden = hidden.to(weight.device)  # the last layer's may be another
     normed = functional.rms_norm(hidden, weight.shape, weight.to(hidden.dtype), norm.variance_epsilon)

@@ -102,7 +102,7 @@ def test_layers_say_what_those_of_transformers_say(ours: Say, theirs: Say, lengt
     assert_as_exact(ours, theirs, rounded, lengths, exact)
     for name, module in rounded.named_modules():
         if name.endswith("wo"):
-            module.float()  # as transformers loads a model in int8
+            module.float()  # as transformers may keep them beside layers of less precision
     assert_as_exact(ours, theirs, rounded, lengths, exact)
 
 
