@@ -1,9 +1,7 @@
 """The one place where long-lived objects are made."""
 
 import logging
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from flask import Flask
@@ -12,21 +10,21 @@ from backend import store
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import Checkpoint, LoadedModel
-from backend.engine.codec import Codec
 from backend.engine.decode import CPU_WINDOW_TOKENS, Decoder, ExactDecoder
 from backend.engine.drafter import Drafter
 from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
-from backend.errors import AdapterError, InvalidSettings, UnknownVersion
+from backend.errors import InvalidSettings
 from backend.labelstudio.routes import create_routes
-from backend.learning.examples import ExampleStore
+from backend.learning.example_store import ExampleStore
 from backend.learning.jobs import TrainingQueue
 from backend.learning.registry import Registry
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, BatchLimits
 from backend.serving.cache import CacheLimits, PredictionCache
+from backend.serving.engine import Engine
 from backend.serving.predictor import Predictor
-from backend.serving.served import ServedVersions
+from backend.serving.versions import ServedVersions
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -46,38 +44,6 @@ _BY_DEVICE = {
     "cuda": _Suited(window_tokens=1_024, sure=0.0, batch=BatchLimits(tokens=100_000, rows=256)),
 }
 _SECONDS_PER_DAY = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A loaded model and its adapters, as the batcher needs it. Belongs to the model's thread."""
-
-    codec: Codec
-    decoder: Decoder
-    adapters: Adapters
-    registry: Registry
-
-    def activate(self, version: str) -> None:
-        """Have the decoder decode with this version: the base, or one whose adapter is in memory or on disk.
-
-        Raises UnknownVersion, CorruptVersion and AdapterError; the version before stays in force.
-        """
-        name = None if version == self.registry.base_version else version
-        if name == self.adapters.active:
-            return
-        with suppress(AdapterError):  # raised if it is not in memory
-            self.adapters.activate(name)
-            return
-        project = self.registry.project_of(version)
-        if project is None:
-            raise UnknownVersion(f"no project has a version {version!r}")
-        folder = self.registry.folder(project, version)
-        started_s = time.perf_counter()
-        try:
-            self.adapters.activate(name, folder)
-        except RuntimeError as error:  # no memory left, for one
-            raise AdapterError(f"version {version!r} cannot be loaded: {error}") from error
-        log.info("version %s of project %s is loaded (%.1f s)", version, project, time.perf_counter() - started_s)
 
 
 @dataclass(frozen=True, slots=True)

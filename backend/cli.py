@@ -29,9 +29,9 @@ from backend.settings import Settings
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for torch in vain
     import redis
 
-    from backend.labelstudio.manage import Management
-    from backend.learning.examples import ExampleStore
+    from backend.learning.example_store import ExampleStore
     from backend.learning.registry import VersionInfo
+    from backend.management import Management
 
 _OURSELVES = (sys.executable, "-m", "backend.cli")
 _PROJECT = "project's id in Label Studio, or its key"
@@ -313,9 +313,9 @@ class _Here:
 @contextmanager
 def _opened(options: argparse.Namespace) -> Iterator[_Here]:
     from backend.engine import checkpoint as checkpoints
-    from backend.labelstudio.manage import Management
-    from backend.learning.examples import ExampleStore
+    from backend.learning.example_store import ExampleStore
     from backend.learning.registry import Registry
+    from backend.management import Management
     from backend.metrics import Metrics
     from backend.serving.cache import CacheLimits, PredictionCache
     from backend.store import connect
@@ -348,22 +348,24 @@ def _reachable_store(settings: Settings) -> Iterator[str]:
 
 def _train(options: argparse.Namespace) -> int:
     from backend import worker
-    from backend.learning import conll, jobs
+    from backend.learning import conll_snapshot, lease, training
 
     def show(progress: dict[str, Any]) -> None:
-        print(jobs.describe(progress), flush=True)
+        print(lease.describe(progress), flush=True)
 
     worker.stand_back()
     if options.data is not None and options.data.suffix == ".conll":
         settings = _settings(options)
         key = _key_for_file(options)
-        result = worker.train_on(settings, conll.read_snapshot(options.data, key), jobs.Run(key, on_progress=show))
+        result = training.train_on(
+            settings, conll_snapshot.read_snapshot(options.data, key), lease.Run(key, on_progress=show)
+        )
     else:
         with _opened(options) as here:
             if options.data is not None:
                 _import(here, options)
             key = here.management.project(options.project)
-            with jobs.training(here.client, key, show) as run:
+            with lease.training(here.client, key, show) as run:
                 result = worker.train_project(here.settings, here.client, run)
     print(f"{result['version']}: {'promoted' if result['promoted'] else 'not promoted'}. {result['reason']}")
     print(f"{_figures(result['scores'])} ({result['seconds']:.0f} s)")
@@ -489,8 +491,8 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _forget(options: argparse.Namespace) -> int:
-    from backend.labelstudio.manage import Wanted
     from backend.learning.jobs import TrainingQueue
+    from backend.management import Wanted
 
     with _opened(options) as here:
         project = None if options.project is None else here.management.project(options.project)
@@ -509,21 +511,21 @@ def _forget(options: argparse.Namespace) -> int:
 
 def _train_base(options: argparse.Namespace) -> int:
     from backend.engine.checkpoint import BUNDLED, DEFAULT_MODEL
-    from backend.learning import pretrain
-    from backend.learning.recipe import read_recipe
+    from backend.pretraining import trainer
+    from backend.pretraining.recipe import read_recipe
 
     recipe = read_recipe(options.recipe or BUNDLED / DEFAULT_MODEL / "recipe.json")
-    pretrain.train(recipe, options.data, options.out, device=options.device, stop_after_s=options.stop_after_s)
+    trainer.train(recipe, options.data, options.out, device=options.device, stop_after_s=options.stop_after_s)
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from backend.learning import evaluation
+    from backend.evaluation import accuracy
 
     if options.predictions is not None:
-        print(evaluation.evaluate_predictions(options.predictions, options.tokenizer))
+        print(accuracy.evaluate_predictions(options.predictions, options.tokenizer))
         return 0
-    evaluation.evaluate_checkpoint(
+    accuracy.evaluate_checkpoint(
         options.checkpoint,
         options.data,
         only=options.corpus,
@@ -537,10 +539,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from backend.learning import speed
+    from backend.evaluation import decoding_speed
 
     batch_sizes = _numbers("--batch", options.batch)
-    speed.benchmark(
+    decoding_speed.benchmark(
         data=options.data,
         corpus=options.corpus,
         models=[model.strip() for model in options.models.split(",")],
@@ -563,9 +565,9 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def _learning_curve(options: argparse.Namespace) -> int:
-    from backend.learning import gain
+    from backend.evaluation import learning_curve
 
-    gain.learning_curve(
+    learning_curve.learning_curve(
         model=options.model,
         data=options.data,
         corpus=options.corpus,

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,12 @@ import redis
 
 from backend import settings as settings_module
 from backend import store
-from backend.errors import BackendError, LabelStudioUnavailable, NotEnoughExamples, StoreUnavailable
-from backend.learning import jobs
-from backend.learning.examples import AnnotatedText, ExampleStore, Snapshot
-from backend.learning.jobs import MIN_EXAMPLES, Abandoned, Run, TrainingQueue
-from backend.learning.registry import PUBLISHED, REJECTED, Registry, VersionInfo, version_name
+from backend.errors import BackendError, LabelStudioUnavailable, StoreUnavailable
+from backend.learning import jobs, lease
+from backend.learning.example_store import ExampleStore
+from backend.learning.jobs import TrainingQueue
+from backend.learning.lease import Abandoned, Run
+from backend.learning.training import train_on
 from backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def train(project: str) -> dict[str, Any]:
     """The RQ job; settings come from the environment, as the worker's own did."""
     settings = settings_module.read()
     client = connect(settings)
-    return jobs.run_job(client, project, lambda run: train_project(settings, client, run))
+    return lease.run_job(client, project, lambda run: train_project(settings, client, run))
 
 
 def train_project(settings: Settings, client: redis.Redis, run: Run) -> dict[str, Any]:
@@ -85,65 +85,6 @@ def train_project(settings: Settings, client: redis.Redis, run: Run) -> dict[str
     finally:
         if is_ours:  # after an error too: it would come again with the next annotation, and the next
             TrainingQueue(client, settings.train_after).ended(run, examples, snapshot.changes)
-
-
-def train_on(
-    settings: Settings, snapshot: Snapshot, run: Run, unlabelled: Sequence[AnnotatedText] = ()
-) -> dict[str, Any]:
-    """Train, judge and publish. Raises as `train_project` does, without the store."""
-    if len(snapshot.examples) < MIN_EXAMPLES:
-        raise NotEnoughExamples(
-            f"project {run.project} has {len(snapshot.examples)} accepted annotations to learn from; "
-            f"a training needs at least {MIN_EXAMPLES}"
-        )
-    run.report("loading the model")
-    from backend.engine import checkpoint as checkpoints  # torch: only the process that trains waits for it
-    from backend.engine.adapters import Adapters
-    from backend.learning import finetune
-
-    checkpoint = checkpoints.resolve(settings.model)
-    registry = Registry(settings.model_dir, checkpoint.version)
-    current = None if run.from_base else registry.current(run.project)
-    info = None if current is None else registry.info(run.project, current)
-    parent = None if current is None else registry.folder(run.project, current)
-    device = checkpoints.pick_device(settings.device if settings.train_device == "auto" else settings.train_device)
-    loaded = checkpoints.load(checkpoint, device, checkpoints.pick_dtype(settings.dtype, device))
-    with registry.new_folder(run.project) as folder:
-        outcome = finetune.train(
-            loaded,
-            Adapters(loaded.family),
-            snapshot,
-            unlabelled,
-            parent,
-            info,
-            finetune.TrainingSettings(),
-            lambda progress: run.report(**asdict(progress)),
-            folder,
-        )
-        verdict = outcome.verdict
-        version = VersionInfo(
-            version=version_name(checkpoint.name, run.project, outcome.adapter_sha256),
-            project=run.project,
-            base=checkpoint.version,
-            parent=outcome.parent,
-            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            status=PUBLISHED if verdict.publish else REJECTED,
-            reason=verdict.reason,
-            examples=outcome.examples,
-            held_out=outcome.held_out,
-            scores=verdict.scores,
-            settings=outcome.settings,
-            seconds=outcome.seconds,
-        )
-        run.check()  # what another process trains by now is the other's to publish
-        registry.publish(folder, version, promote=verdict.publish)
-    return {
-        "version": version.version,
-        "promoted": verdict.publish,
-        "reason": verdict.reason,
-        "scores": version.scores,
-        "seconds": version.seconds,
-    }
 
 
 def synchronise(settings: Settings, examples: ExampleStore, project_id: int) -> "Reconciled":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from backend.app import Engine, Services
+from backend.app import Services
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters
 from backend.engine.decode import ExactDecoder
@@ -20,8 +20,8 @@ from backend.errors import AdapterError, CorruptVersion, UnknownVersion
 from backend.labelstudio import wire
 from backend.labelstudio.model import GNERModel
 from backend.learning.registry import ADAPTER_CONFIG_FILE, ADAPTER_FILE, Registry
-
-from .labelstudio.running import CONFIG, TIMEOUT_S, count, publish_random, running, save_checkpoint
+from backend.serving.engine import Engine
+from tests.support.running import CONFIG, TIMEOUT_S, count, publish_random, running, save_checkpoint
 
 A, B = "1.1795333437", "2.1795333999"
 TEXTS = [

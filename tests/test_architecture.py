@@ -11,17 +11,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BACKEND = ROOT / "backend"
 
-# What each part may import of the others: cli -> app | worker -> labelstudio -> serving | learning -> engine -> ner.
+# What each part may import of the others: cli -> app | worker -> labelstudio -> serving | learning -> engine -> ner,
+# and beside the service pretraining -> evaluation -> learning -> engine -> ner.
 LEAVES = {"settings", "errors", "metrics"}
 MAY_IMPORT = {
     "ner": {"errors"},
     "engine": LEAVES | {"ner"},
     "store": LEAVES,
-    "serving": LEAVES | {"store", "engine", "ner"},
     "learning": LEAVES | {"store", "engine", "ner"},
-    "labelstudio": LEAVES | {"store", "serving", "learning", "engine", "ner"},
-    "dashboard": LEAVES | {"store", "serving", "learning", "labelstudio", "engine", "ner"},
-    "app": LEAVES | {"store", "dashboard", "labelstudio", "serving", "learning", "engine", "ner"},
+    "evaluation": LEAVES | {"learning", "engine", "ner"},
+    "pretraining": LEAVES | {"evaluation", "learning", "engine", "ner"},
+    "serving": LEAVES | {"store", "learning", "engine", "ner"},
+    "management": LEAVES | {"serving", "learning"},
+    "labelstudio": LEAVES | {"store", "management", "serving", "learning", "engine", "ner"},
+    "app": LEAVES | {"store", "management", "labelstudio", "serving", "learning", "engine", "ner"},
     "web": LEAVES | {"app"},
     "worker": LEAVES | {"store", "labelstudio", "learning", "engine", "ner"},
     "processes": set(),
@@ -30,8 +33,8 @@ MAY_IMPORT = {
     "errors": set(),
     "metrics": set(),
 }
-# Beside the engine, the modules that train a model, and the one that measures it while it is trained.
-TRAINING = {"pretrain", "finetune", "learner", "bundle", "evaluation", "teacher"}
+# Of `learning`, the modules that train a model.
+TRAINING = {"finetune", "targets"}
 MODULES = sorted(path for path in BACKEND.rglob("*.py"))
 
 
@@ -93,7 +96,8 @@ def test_nobody_imports_a_module_that_is_not_there() -> None:
 def test_torch_is_for_the_engine_and_for_training(path: Path) -> None:
     libraries = {module.split(".")[0] for module in imports(path)}
     if libraries & {"torch", "transformers", "safetensors", "peft", "accelerate"}:
-        allowed = part_of(name_of(path)) == "engine" or (part_of(name_of(path)) == "learning" and path.stem in TRAINING)
+        part = part_of(name_of(path))
+        allowed = part in {"engine", "evaluation", "pretraining"} or (part == "learning" and path.stem in TRAINING)
         assert allowed, f"{name_of(path)} imports {sorted(libraries)}"
 
 

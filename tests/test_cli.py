@@ -15,19 +15,12 @@ import requests
 
 from backend import cli, store
 from backend.engine import checkpoint as checkpoints
-from backend.learning.examples import (
-    AnnotatedText,
-    Annotation,
-    ControlLabels,
-    ExampleStore,
-    LabelledSpan,
-    Project,
-)
+from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
+from backend.learning.example_store import ExampleStore
 from backend.learning.registry import Registry, VersionInfo
 from backend.settings import Settings, flag, variable
-
-from .e2e.processes import Server, free_port, wait_until
-from .labelstudio.running import CONFIG, save_checkpoint
+from tests.support.processes import Server, free_port, wait_until
+from tests.support.running import CONFIG, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 # Two processes import torch, on a machine that may do other things too.

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from backend import processes
-
-from .e2e.processes import wait_until
+from tests.support.processes import wait_until
 
 TIMEOUT_S = 30
 # tells its process id in a line of a file, then waits to be told to end

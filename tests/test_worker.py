@@ -16,22 +16,16 @@ from backend import worker
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters, AdapterSettings
 from backend.errors import CorruptVersion, NotEnoughExamples, TrainingFailed, UnknownProject
-from backend.learning import conll, finetune, jobs
-from backend.learning.examples import (
-    AnnotatedText,
-    Annotation,
-    ControlLabels,
-    ExampleStore,
-    LabelledSpan,
-    Project,
-)
+from backend.learning import conll_snapshot, finetune, lease, training
+from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
+from backend.learning.example_store import ExampleStore
 from backend.learning.finetune import Outcome, Progress
-from backend.learning.jobs import Abandoned, Run, TrainingQueue
+from backend.learning.jobs import TrainingQueue
+from backend.learning.lease import Abandoned, Run
 from backend.learning.registry import Registry
 from backend.settings import Settings
-
-from .e2e.processes import Server, wait_until
-from .labelstudio.running import save_checkpoint
+from tests.support.processes import Server, wait_until
+from tests.support.running import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 PROJECT = "5.1795333437"
@@ -112,7 +106,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
 
 
 def train(settings: Settings, client: redis.Redis) -> dict[str, Any]:
-    with jobs.training(client, PROJECT) as run:
+    with lease.training(client, PROJECT) as run:
         return worker.train_project(settings, client, run)
 
 
@@ -157,7 +151,7 @@ def test_the_next_goes_on_from_the_current_one_unless_it_must_not(
     assert trainer.given[1]["parent"] == registry.folder(PROJECT, first)
     assert trainer.given[1]["current"].version == first
     assert registry.info(PROJECT, second).parent == first
-    with jobs.training(valkey, PROJECT) as run:
+    with lease.training(valkey, PROJECT) as run:
         run.from_base = True
         third = worker.train_project(settings, valkey, run)["version"]
     assert trainer.given[2]["parent"] is None
@@ -244,7 +238,7 @@ def test_without_label_studio_it_is_trained_on_what_is_there(
 def test_progress_goes_through(settings: Settings, valkey: redis.Redis, examples: ExampleStore) -> None:
     fill(examples, 6)
     told: list[dict[str, Any]] = []
-    with jobs.training(valkey, PROJECT, told.append) as run:
+    with lease.training(valkey, PROJECT, told.append) as run:
         worker.train_project(settings, valkey, run)
     assert told[-1] == {"stage": "training", "step": 2, "steps": 2, "loss": 0.25, "eta_s": 0.0}
     assert told[0]["stage"] == "loading the model"
@@ -256,7 +250,7 @@ def test_a_file_of_sentences_needs_no_store(
     file = tmp_path / "x.conll"
     file.write_text("Marie\tB-person\nworked\tO\n\n" * 5, encoding="utf-8")
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"})
-    result = worker.train_on(away, conll.read_snapshot(file, "7"), Run("7"))
+    result = training.train_on(away, conll_snapshot.read_snapshot(file, "7"), Run("7"))
     assert registry.current("7") == result["version"]
     assert len(trainer.given[0]["snapshot"].examples) == 5
 

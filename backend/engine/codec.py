@@ -9,8 +9,9 @@ from typing import Any
 from backend.engine.draft_head import Places, locate
 from backend.errors import CheckpointError, PromptTooLong
 from backend.ner import segment
+from backend.ner.bio import tag_names
 from backend.ner.grammar import Grammar
-from backend.ner.prompt import PromptFormat, tag_names
+from backend.ner.prompt import PromptFormat
 from backend.ner.segment import Budget, WordCost
 from backend.ner.spans import Window, Word
 

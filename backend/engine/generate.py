@@ -13,7 +13,7 @@ from torch import Tensor
 from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
 from backend.engine.family import pad
-from backend.ner.prompt import tag_names
+from backend.ner.bio import tag_names
 from backend.ner.structure import Respell, structure
 
 

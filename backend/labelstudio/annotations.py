@@ -8,7 +8,7 @@ from typing import Any
 from backend.labelstudio import regions, schema, wire
 from backend.labelstudio.regions import TextUnit
 from backend.labelstudio.schema import Control, LabelSchema
-from backend.learning.examples import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
+from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 
 _ORIGINS = frozenset({"prediction", "prediction-changed", "manual"})
 _MAX_CONFIGS = 64

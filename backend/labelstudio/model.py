@@ -17,7 +17,7 @@ from backend.ner.spans import Span
 from backend.serving.batcher import Priority
 from backend.serving.cache import TextPrediction
 from backend.serving.predictor import Predictor, Query
-from backend.serving.served import UNUSABLE, ServedVersions
+from backend.serving.versions import UNUSABLE, ServedVersions
 
 log = logging.getLogger(__name__)
 

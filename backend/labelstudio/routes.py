@@ -14,19 +14,21 @@ from flask import Blueprint, Response, current_app, g, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
+from backend import management as manage
 from backend.errors import BackendError, InvalidRequest, NotEnoughExamples, StoreUnavailable, Unauthorized
-from backend.labelstudio import annotations, manage, schema, wire
-from backend.labelstudio.manage import Management
+from backend.labelstudio import annotations, schema, wire
 from backend.labelstudio.model import GNERModel
 from backend.labelstudio.schema import LabelSchema
-from backend.learning.examples import MAX_UNLABELLED_TASKS, ExampleStore, Project
+from backend.learning.annotations import Project
+from backend.learning.example_store import MAX_UNLABELLED_TASKS, ExampleStore
 from backend.learning.jobs import MIN_EXAMPLES, TrainingQueue
 from backend.learning.registry import Registry
+from backend.management import Management
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, State
 from backend.serving.cache import PredictionCache
 from backend.serving.predictor import Predictor
-from backend.serving.served import ServedVersions
+from backend.serving.versions import ServedVersions
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from backend.labelstudio import annotations, wire
-from backend.learning.examples import ExampleStore
+from backend.learning.example_store import ExampleStore
 
 log = logging.getLogger(__name__)
 

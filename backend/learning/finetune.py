@@ -39,8 +39,8 @@ from backend.engine.checkpoint import LoadedModel
 from backend.engine.decode import CPU_WINDOW_TOKENS, ExactDecoder
 from backend.errors import LabelsIndistinguishable, NotEnoughExamples, TrainingFailed
 from backend.learning import gate
-from backend.learning.corpora import mentions_by_label
-from backend.learning.examples import AnnotatedText, Example, LabelledText, Snapshot
+from backend.learning.annotations import AnnotatedText
+from backend.learning.examples import Example, LabelledText, Snapshot
 from backend.learning.gate import Answers, Verdict
 from backend.learning.guard import halves, read_guard
 from backend.learning.lessons import (
@@ -54,8 +54,9 @@ from backend.learning.lessons import (
     swapped,
 )
 from backend.learning.registry import VersionInfo
-from backend.learning.teacher import Taught, encode, losses, soften
+from backend.learning.targets import Taught, encode, losses, soften
 from backend.ner import segment
+from backend.ner.bio import mentions_by_label
 from backend.ner.spans import Span, TaggedWord
 
 log = logging.getLogger(__name__)

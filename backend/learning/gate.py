@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.learning.scores import Counts
+from backend.ner.scores import Counts
 from backend.ner.spans import Span
 
 _MAX_GUARD_LOSS = 0.02

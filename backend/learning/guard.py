@@ -17,7 +17,7 @@ from pathlib import Path
 from backend.errors import CorpusError
 from backend.learning.examples import LabelledText
 from backend.ner import segment
-from backend.ner.prompt import OUTSIDE
+from backend.ner.bio import OUTSIDE
 from backend.ner.spans import Span
 
 GUARD = Path(__file__).with_name("guard.txt")

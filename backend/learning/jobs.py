@@ -10,18 +10,14 @@ job's status. An error is not tried again, for it would come again.
 """
 
 import logging
-import os
 import subprocess
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import redis
-from rq import Queue, Retry, get_current_job
+from rq import Queue, Retry
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
@@ -31,7 +27,8 @@ from rq.worker import Worker
 
 from backend import store
 from backend.errors import Gone
-from backend.learning.examples import ExampleStore
+from backend.learning.example_store import ExampleStore
+from backend.learning.lease import Run, slot_key
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +49,10 @@ _LOOK_S = 10
 _RQ_DEQUEUE_MARGIN_S = 15  # an RQ worker waits so much less than its worker_ttl for a job
 _CLEANING_S = 30
 
-_LEASE_S = 20
-_BEAT_S = 1.0
-_PROGRESS_EVERY_S = 1.0
-_LOGGED_EVERY_S = 10.0
 
 _OPEN = frozenset({"queued", "started", "deferred", "scheduled", "ready_to_enqueue"})
 # RQ's words for Label Studio's four
 _STATES = {"started": "started", "finished": "finished", "failed": "failed", "stopped": "failed", "canceled": "failed"}
-
-_RENEW = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +65,6 @@ class JobStatus:
     progress: dict[str, Any]  # stage, step, steps, loss, eta_s; empty before the first report
     result: dict[str, Any] | None
     error: str | None  # one sentence
-
-
-class Abandoned(Exception):
-    """This process must not go on with its job: its worker is dead, or the job has been given to another."""
-
-
-def _slot(project: str) -> str:
-    """A hash: `job`; `again` if another training was asked for while it ran; `from_base` if it must begin there."""
-    return f"gner:training:{project}"
-
-
-def _lease(project: str) -> str:
-    return f"gner:training:{project}:lease"
 
 
 class _Queue(Queue):
@@ -129,15 +101,15 @@ class TrainingQueue:
                 return None
             return self._request(project)
 
-    def ended(self, run: "Run", examples: ExampleStore, changes: int) -> str | None:
+    def ended(self, run: Run, examples: ExampleStore, changes: int) -> str | None:
         """To be called by a job that trained on `changes`: requests the next one, if there is reason for it."""
         with store.answering():
             examples.note_trained(run.project, changes)
-            slot = _decoded(self._client.hgetall(_slot(run.project)))
+            slot = _decoded(self._client.hgetall(slot_key(run.project)))
             if run.job is not None and slot.get("job") == run.job:
                 if slot.get("again") and examples.changes(run.project) > changes:
                     return self._request(run.project, ended=run.job, from_base="from_base" in slot)
-                self._client.delete(_slot(run.project))
+                self._client.delete(slot_key(run.project))
             return self.request_if_due(run.project, examples)
 
     def status(self, job_id: str) -> JobStatus:
@@ -161,7 +133,7 @@ class TrainingQueue:
         )
 
     def _request(self, project: str, *, asked: bool = False, from_base: bool = False, ended: str | None = None) -> str:
-        key = _slot(project)
+        key = slot_key(project)
         with self._client.pipeline() as pipe:
             while True:
                 try:
@@ -243,134 +215,6 @@ def _error(traceback: str | None) -> str:
 
 
 # --- while a project is trained
-
-
-@dataclass(slots=True)
-class Run:
-    """A training that is under way: nobody else trains this project meanwhile."""
-
-    project: str
-    job: str | None = None  # None: not for the queue, but by hand
-    from_base: bool = False
-    on_progress: Callable[[dict[str, Any]], None] = lambda _: None
-    why_stop: Callable[[], str] = lambda: ""  # why this process must not go on; empty: it may
-    _saved_s: float = field(default=0.0, init=False)
-    _logged_s: float = field(default=0.0, init=False)
-    _stage: str = field(default="", init=False)
-
-    def check(self) -> None:
-        """Raises Abandoned if this process must not go on."""
-        reason = self.why_stop()
-        if reason:
-            raise Abandoned(f"project {self.project}: training ends here: {reason}")
-
-    def report(
-        self, stage: str, step: int = 0, steps: int = 0, loss: float | None = None, eta_s: float | None = None
-    ) -> None:
-        """Tell how far it is, to /job_status and the log; as often as one likes. Raises Abandoned."""
-        self.check()
-        now_s = time.monotonic()
-        new = stage != self._stage
-        self._stage = stage
-        progress = {"stage": stage, "step": step, "steps": steps, "loss": loss, "eta_s": eta_s}
-        if new or step == steps or now_s - self._saved_s >= _PROGRESS_EVERY_S:
-            self._saved_s = now_s
-            self.on_progress(progress)
-        if new or now_s - self._logged_s >= _LOGGED_EVERY_S:
-            self._logged_s = now_s
-            log.info("project %s: %s", self.project, describe(progress))
-
-
-def describe(progress: dict[str, Any]) -> str:
-    """A progress as a line of text."""
-    parts = [str(progress["stage"])]
-    if progress["steps"]:
-        parts.append(f"{progress['step']}/{progress['steps']}")
-    if progress["loss"] is not None:
-        parts.append(f"loss {progress['loss']:.4f}")
-    if progress["eta_s"] is not None:
-        parts.append(f"{progress['eta_s']:.0f} s left")
-    return ", ".join(parts)
-
-
-@contextmanager
-def training(
-    client: redis.Redis, project: str, on_progress: Callable[[dict[str, Any]], None] = lambda _: None
-) -> Iterator[Run]:
-    """Train a project, by hand or in a job: waits until nobody else does. Raises StoreUnavailable."""
-    job = get_current_job()
-    # a job's process whose worker is gone would be nobody's: another worker gets the job
-    parent = os.getppid() if job is not None else None
-    lost: list[str] = []
-
-    def save(progress: dict[str, Any]) -> None:
-        on_progress(progress)
-        if job is not None:
-            job.meta["progress"] = progress
-            try:
-                job.save_meta()  # type: ignore[no-untyped-call]
-            except redis.RedisError as error:  # it is no reason to lose a training
-                log.warning("project %s: its progress cannot be told: %s", project, error)
-
-    run = Run(project, None if job is None else job.id, on_progress=save, why_stop=lambda: lost[0] if lost else "")
-    with _leased(client, project, run, parent, lost):
-        with store.answering():
-            run.from_base = bool(client.hexists(_slot(project), "from_base")) and job is not None
-        yield run
-
-
-@contextmanager
-def _leased(client: redis.Redis, project: str, run: Run, parent: int | None, lost: list[str]) -> Iterator[None]:
-    key, token, ended = _lease(project), uuid.uuid4().hex, threading.Event()
-
-    def beat() -> None:
-        renew = client.register_script(_RENEW)
-        while not ended.wait(_BEAT_S):
-            if parent is not None and os.getppid() != parent:
-                lost.append("the worker that started it has ended")
-                return
-            try:
-                if not renew(keys=[key], args=[token, _LEASE_S * 1000]):
-                    lost.append("another process trains this project by now")
-                    return
-            except redis.RedisError as error:
-                log.warning("project %s: the store does not answer while it is trained: %s", project, error)
-
-    with store.answering():
-        while not client.set(key, token, nx=True, px=_LEASE_S * 1000):
-            run.report("waiting for another training of this project")
-            if parent is not None and os.getppid() != parent:
-                raise Abandoned(f"project {project}: the worker that started its training has ended")
-            time.sleep(_BEAT_S)
-    beating = threading.Thread(target=beat, name="lease", daemon=True)
-    beating.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        beating.join()
-        try:
-            client.register_script(_RELEASE)(keys=[key], args=[token])
-        except redis.RedisError as error:
-            log.warning(
-                "project %s: its lease ends by itself in %d s, for the store says: %s", project, _LEASE_S, error
-            )
-
-
-def run_job(client: redis.Redis, project: str, work: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
-    """The frame of an RQ job: an error fails it at once, a sudden death lets it be started again."""
-    current = get_current_job()
-    assert current is not None, "not called by an RQ worker"
-    try:
-        with training(client, project) as run:
-            return work(run)
-    except Abandoned as reason:
-        log.warning("%s", reason)
-        # RQ must not write down how this ended: the job is somebody else's
-        os._exit(0)
-    except BaseException:
-        current.retries_left = 0
-        raise
 
 
 # --- workers

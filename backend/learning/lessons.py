@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from backend.engine.codec import Codec
-from backend.learning.corpora import Mention, replace_mentions
 from backend.learning.examples import Example
 from backend.ner import segment
+from backend.ner.bio import Mention, replace_mentions
 from backend.ner.spans import Span
 
 _HELD_OUT = 5  # one task of so many is held out

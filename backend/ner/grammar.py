@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from backend.errors import LabelsIndistinguishable
-from backend.ner.prompt import tag_names
+from backend.ner.bio import tag_names
 
 
 @dataclass(slots=True, eq=False)

@@ -8,8 +8,6 @@ default; a checkpoint folder may bring its own prompt in `gner.json`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-OUTSIDE = "O"
-
 PUBLISHED_TEMPLATE = (
     "Please analyze the sentence provided, identifying the type of entity for each word on a token-by-token basis.\n"
     "Output format is: word_1(label_1), word_2(label_2), ...\n"
@@ -38,16 +36,6 @@ class PromptFormat:
         instruction = before.replace("{labels}", ", ".join(labels)) + " ".join(words) + after
         head, tail = self.wrapper.split("{instruction}")
         return head + instruction + tail
-
-
-def tag_names(labels: Sequence[str]) -> list[str]:
-    """The BIO tags of a label set, O first, then B- and I- of each label in order."""
-    return [OUTSIDE] + [f"{prefix}-{label}" for label in labels for prefix in ("B", "I")]
-
-
-def label_of(tag: str) -> str | None:
-    """`B-person` -> `person`; O -> None."""
-    return None if tag == OUTSIDE else tag[2:]
 
 
 def target(words: Sequence[str], tags: Sequence[str]) -> str:

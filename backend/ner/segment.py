@@ -12,7 +12,7 @@ from itertools import pairwise
 import regex
 
 from backend.errors import PromptTooLong
-from backend.ner.prompt import OUTSIDE, label_of
+from backend.ner.bio import OUTSIDE, label_of
 from backend.ner.spans import Span, TaggedWord, Window, Word
 
 # A longer run without a space (base64, a URL) becomes several words, so that one word always fits a window.

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from backend.ner.prompt import OUTSIDE, tag_names
+from backend.ner.bio import OUTSIDE, tag_names
 
 _TAG = re.compile(r"\((B-.*?|I-.*?|O)\)")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")

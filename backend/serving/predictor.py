@@ -19,7 +19,7 @@ from backend.ner import segment
 from backend.ner.spans import Window
 from backend.serving.batcher import Batcher, Priority
 from backend.serving.cache import PredictionCache, TextPrediction, cache_key
-from backend.serving.served import Served
+from backend.serving.versions import Served
 
 # How long tasks that nobody asked for yet wait for a model that loads.
 _PREFETCH_WAIT_S = 600.0

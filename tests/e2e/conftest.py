@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from . import browser as chromium
-from .backend import Backend
-from .browser import Browser
-from .label_studio import Account, LabelStudio
-from .processes import Server, free_port
-from .wiretap import Wiretap
+from tests.support import browser as chromium
+from tests.support.backend import Backend
+from tests.support.browser import Browser
+from tests.support.label_studio import Account, LabelStudio
+from tests.support.processes import Server, free_port
+from tests.support.wiretap import Wiretap
 
 ROOT = Path(__file__).parents[2]
 ARTIFACTS = ROOT / "artifacts" / "e2e"

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from .backend import Backend
-from .browser import Browser, Editor, Highlight, without_line_breaks
-from .label_studio import Json, LabelStudio
-from .processes import wait_until
-from .projects import HYPERTEXT, PARAGRAPHS, RGB, TEXT, Entity, Kind, pre_annotated
-from .wiretap import Exchange, Wiretap
+from tests.support.backend import Backend
+from tests.support.browser import Browser, Editor, Highlight, without_line_breaks
+from tests.support.label_studio import Json, LabelStudio
+from tests.support.processes import wait_until
+from tests.support.projects import HYPERTEXT, PARAGRAPHS, RGB, TEXT, Entity, Kind, pre_annotated
+from tests.support.wiretap import Exchange, Wiretap
 
 pytestmark = pytest.mark.e2e
 

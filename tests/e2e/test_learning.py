@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from . import lessons
-from .backend import Backend
-from .conftest import ready_backend
-from .label_studio import Json, LabelStudio
-from .lessons import Labelled
-from .processes import wait_until
-from .wiretap import Exchange, Wiretap
+from tests.e2e.conftest import ready_backend
+from tests.support import lessons
+from tests.support.backend import Backend
+from tests.support.label_studio import Json, LabelStudio
+from tests.support.lessons import Labelled
+from tests.support.processes import wait_until
+from tests.support.wiretap import Exchange, Wiretap
 
 pytestmark = pytest.mark.e2e
 

@@ -9,11 +9,11 @@ import psutil
 import pytest
 import requests
 
-from . import lessons
-from .backend import Backend
-from .conftest import ready_backend
-from .label_studio import Json
-from .processes import is_alive, wait_until
+from tests.e2e.conftest import ready_backend
+from tests.support import lessons
+from tests.support.backend import Backend
+from tests.support.label_studio import Json
+from tests.support.processes import is_alive, wait_until
 
 pytestmark = pytest.mark.e2e
 

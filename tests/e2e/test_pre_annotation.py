@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from .backend import Backend, Counters
-from .browser import Browser
-from .label_studio import Json, LabelStudio
-from .processes import wait_until
-from .projects import HYPERTEXT, PARAGRAPHS, TEXT, Kind
-from .texts import corpus_sentences
-from .wiretap import Wiretap
+from tests.support.backend import Backend, Counters
+from tests.support.browser import Browser
+from tests.support.label_studio import Json, LabelStudio
+from tests.support.processes import wait_until
+from tests.support.projects import HYPERTEXT, PARAGRAPHS, TEXT, Kind
+from tests.support.texts import corpus_sentences
+from tests.support.wiretap import Wiretap
 
 pytestmark = pytest.mark.e2e
 

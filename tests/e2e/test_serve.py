@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from .conftest import BACKEND_START_S, ready_backend, started_backend
-from .processes import wait_until
-from .texts import config
+from tests.e2e.conftest import BACKEND_START_S, ready_backend, started_backend
+from tests.support.processes import wait_until
+from tests.support.texts import config
 
 pytestmark = pytest.mark.e2e
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from . import lessons
-from .backend import Backend
-from .conftest import ready_backend
-from .label_studio import LabelStudio
+from tests.e2e.conftest import ready_backend
+from tests.support import lessons
+from tests.support.backend import Backend
+from tests.support.label_studio import LabelStudio
 
 pytestmark = pytest.mark.e2e
 

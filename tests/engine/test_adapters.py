@@ -14,7 +14,7 @@ from backend.engine.codec import Codec
 from backend.engine.decode import ExactDecoder
 from backend.engine.family import Family
 from backend.errors import AdapterError
-from tests.engine import tiny
+from tests.support import tiny
 
 LABELS = ("person", "city")
 WORDS = ["Marie", "Curie", "worked", "in", "Paris"]

@@ -19,8 +19,7 @@ from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily, CausalFamily, T5Family
 from backend.errors import CheckpointError, InvalidSettings
 from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE
-
-from . import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 

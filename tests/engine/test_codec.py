@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from backend.engine.codec import Codec, Limits
 from backend.errors import LabelsIndistinguishable, PromptTooLong
 from backend.ner import segment
-from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE, PromptFormat, tag_names, target
-
-from . import tiny
+from backend.ner.bio import tag_names
+from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE, PromptFormat, target
+from tests.support import tiny
 
 TOKENIZERS: dict[str, Callable[[], tiny.PreTrainedTokenizerFast]] = {
     "t5": tiny.t5_tokenizer,

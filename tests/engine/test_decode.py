@@ -22,9 +22,9 @@ from backend.engine.decode import ExactDecoder
 from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily, Family
 from backend.engine.sequential import SequentialDecoder
-from backend.ner.prompt import PromptFormat, tag_names, target
-
-from . import tiny
+from backend.ner.bio import tag_names
+from backend.ner.prompt import PromptFormat, target
+from tests.support import tiny
 
 WINDOWS = (1, 7, 48, 10_000)
 WORDS = ["Marie", "Curie", "worked", "in", "Paris", ",", "]", "(", "2024", "é", "👍🏽", "{", "x", "University", "..."]

@@ -10,9 +10,8 @@ from backend.engine import checkpoint as checkpoints
 from backend.engine.decode import ExactDecoder
 from backend.engine.drafter import Drafter
 from backend.engine.sequential import SequentialDecoder
-from backend.ner.prompt import tag_names
-
-from . import tiny
+from backend.ner.bio import tag_names
+from tests.support import tiny
 
 LABELS = ("person", "location")
 SENTENCES = [

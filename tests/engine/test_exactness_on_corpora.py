@@ -9,7 +9,7 @@ from backend.engine import checkpoint as checkpoints
 from backend.engine.codec import EncodedPrompt
 from backend.engine.decode import ExactDecoder
 from backend.engine.sequential import SequentialDecoder
-from backend.learning.corpora import read_corpora
+from backend.evaluation.corpora import read_corpora
 
 CORPORA = Path(__file__).parents[3] / "shared" / "data" / "ner"
 PARTS = {"crossner-ai": 200, "wikigold": 100, "wnut17": 100, "bc5cdr": 100}

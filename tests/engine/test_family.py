@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from backend.engine import family as family_module
-
-from . import tiny
+from tests.support import tiny
 
 LABELS = ("person", "work of art")
 TEXTS = (

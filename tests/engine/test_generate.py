@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from backend.engine.benchmark import ForcedGenerateDecoder
 from backend.engine.generate import GenerateDecoder
-from backend.ner.prompt import tag_names
-
-from . import tiny
+from backend.evaluation.compared_decoders import ForcedGenerateDecoder
+from backend.ner.bio import tag_names
+from tests.support import tiny
 
 LABELS = ("person", "city")
 WORDS = ("Marie", "Curie", "worked", "in", "Paris")

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from backend.engine.t5 import T5Layers
-
-from . import tiny
+from tests.support import tiny
 
 RAGGED, EVEN = (7, 90, 33), (50, 50, 50)  # beyond the distances that have a bucket each
 WIDTHS = (40, 1, 17)

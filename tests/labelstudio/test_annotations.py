@@ -9,7 +9,8 @@ import pytest
 from backend.errors import InvalidLabelConfig
 from backend.labelstudio import annotations, wire
 from backend.labelstudio.annotations import annotation_of, schema_of
-from backend.learning.examples import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project, was_corrected
+from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
+from backend.learning.examples import was_corrected
 
 SAMPLES = Path(__file__).parent / "samples"
 LABELS = '<Label value="Person"/><Label value="GPE" alias="place"/>'

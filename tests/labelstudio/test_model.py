@@ -12,8 +12,7 @@ from backend.app import Services
 from backend.errors import InvalidLabelConfig, InvalidRequest, ModelNotReady
 from backend.labelstudio import wire
 from backend.labelstudio.model import GNERModel
-
-from .running import CONFIG, OTHER_CONFIG, count, publish_random, running, save_checkpoint, tasks_of
+from tests.support.running import CONFIG, OTHER_CONFIG, count, publish_random, running, save_checkpoint, tasks_of
 
 TEXTS = ["Marie Curie worked in Paris , x", "", "2024 person in the city ! " * 5]
 TWO_CONTROLS = (

@@ -25,8 +25,17 @@ from backend.labelstudio.routes import create_routes
 from backend.learning.registry import VersionInfo
 from backend.serving.predictor import Predictor
 from backend.settings import Settings
-
-from .running import CONFIG, OTHER_CONFIG, TIMEOUT_S, client_of, count, predict_body, running, save_checkpoint, tasks_of
+from tests.support.running import (
+    CONFIG,
+    OTHER_CONFIG,
+    TIMEOUT_S,
+    client_of,
+    count,
+    predict_body,
+    running,
+    save_checkpoint,
+    tasks_of,
+)
 
 SAMPLES = Path(__file__).parent / "samples"
 TEXTS = [

@@ -10,7 +10,7 @@ import redis
 from backend.errors import InvalidLabelConfig, LabelStudioUnavailable, UnknownProject
 from backend.labelstudio import annotations, wire
 from backend.labelstudio.sync import Reconciled, reconcile
-from backend.learning.examples import ExampleStore
+from backend.learning.example_store import ExampleStore
 
 CONFIG = '<View><Labels name="label" toName="text"><Label value="X"/></Labels><Text name="text" value="$text"/></View>'
 KEY = "2.1795333437"

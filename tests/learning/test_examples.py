@@ -14,20 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import StoreUnavailable, UnknownProject
-from backend.learning.examples import (
-    MAX_UNLABELLED_TASKS,
-    AnnotatedText,
-    Annotation,
-    ControlLabels,
-    Example,
-    ExampleStore,
-    LabelledSpan,
-    LabelledText,
-    Project,
-    Remapping,
-    examples_of,
-    was_corrected,
-)
+from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
+from backend.learning.example_store import MAX_UNLABELLED_TASKS, ExampleStore
+from backend.learning.examples import Example, LabelledText, Remapping, examples_of, was_corrected
 from backend.ner.spans import Span
 from backend.store import connect
 

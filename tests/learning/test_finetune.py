@@ -13,23 +13,16 @@ from backend.engine.codec import Codec
 from backend.engine.family import Family
 from backend.errors import AdapterError, NotEnoughExamples, TrainingFailed
 from backend.learning import gate
-from backend.learning.examples import (
-    AnnotatedText,
-    ControlLabels,
-    Example,
-    LabelledText,
-    Project,
-    Remapping,
-    Snapshot,
-)
+from backend.learning.annotations import AnnotatedText, ControlLabels, Project
+from backend.learning.examples import Example, LabelledText, Remapping, Snapshot
 from backend.learning.finetune import MIN_HELD_OUT, Outcome, Progress, TrainingSettings, _other_labels, answer, train
 from backend.learning.lessons import is_held_out, lessons_of
 from backend.learning.registry import VersionInfo
-from backend.learning.teacher import encode, losses
+from backend.learning.targets import encode, losses
 from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Span
-from tests.engine import tiny
-from tests.learning.test_teacher import with_head
+from tests.learning.test_targets import with_head
+from tests.support import tiny
 
 LABELS = ("person", "city")
 KEY = "2.1700000000"

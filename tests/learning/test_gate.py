@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from backend.learning.gate import Answers, agreement, compare, judge
-from backend.learning.scores import Counts
+from backend.ner.scores import Counts
 from backend.ner.spans import Span
 
 LABELS = ("person", "place", "firm", "work")

@@ -13,13 +13,14 @@ import pytest
 import redis
 
 from backend.errors import Gone, StoreUnavailable
-from backend.learning import jobs
-from backend.learning.examples import Annotation, ExampleStore
-from backend.learning.jobs import Abandoned, TrainingQueue
-
-from ..e2e.processes import Server, wait_until
-from . import cheap_worker
-from .cheap_worker import began, inside, most, orders
+from backend.learning import jobs, lease
+from backend.learning.annotations import Annotation
+from backend.learning.example_store import ExampleStore
+from backend.learning.jobs import TrainingQueue
+from backend.learning.lease import Abandoned
+from tests.support import cheap_worker
+from tests.support.cheap_worker import began, inside, most, orders
+from tests.support.processes import Server, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = "2.1795333437"
@@ -41,7 +42,7 @@ class Worker(Server):
     """A worker of jobs that train nothing."""
 
     def __init__(self, url: str, log: Path) -> None:
-        command = [sys.executable, "-m", "tests.learning.cheap_worker", url]
+        command = [sys.executable, "-m", "tests.support.cheap_worker", url]
         super().__init__(command, {"PYTHONPATH": str(ROOT)}, log)
 
     @property
@@ -156,7 +157,7 @@ def test_without_a_store_it_is_said() -> None:
     for ask in (lambda: queue.request(PROJECT), lambda: queue.status("x")):
         with pytest.raises(StoreUnavailable, match="does not answer"):
             ask()
-    with pytest.raises(StoreUnavailable), jobs.training(redis.Redis.from_url("redis://127.0.0.1:1"), PROJECT):
+    with pytest.raises(StoreUnavailable), lease.training(redis.Redis.from_url("redis://127.0.0.1:1"), PROJECT):
         pass
 
 
@@ -282,7 +283,7 @@ def test_two_workers_train_two_projects_at_once_but_never_one_twice(
 def test_a_job_waits_for_a_training_by_hand(
     queue: TrainingQueue, valkey: redis.Redis, start_worker: StartWorker
 ) -> None:
-    with jobs.training(valkey, PROJECT) as run:
+    with lease.training(valkey, PROJECT) as run:
         assert run.job is None
         job = queue.request(PROJECT)
         start_worker()
@@ -294,21 +295,21 @@ def test_a_job_waits_for_a_training_by_hand(
 
 
 def test_who_has_lost_its_lease_stops_at_its_next_report(valkey: redis.Redis) -> None:
-    with jobs.training(valkey, PROJECT) as run:
+    with lease.training(valkey, PROJECT) as run:
         run.report("fit")
-        valkey.set(jobs._lease(PROJECT), "somebody else")
+        valkey.set(lease._lease(PROJECT), "somebody else")
         wait_until("the loss to be noticed", run.why_stop, TIMEOUT_S)
         with pytest.raises(Abandoned, match="another process"):
             run.report("fit")
-    assert valkey.get(jobs._lease(PROJECT)) == b"somebody else", "it is theirs"
+    assert valkey.get(lease._lease(PROJECT)) == b"somebody else", "it is theirs"
 
 
 def test_a_lease_that_expired_is_taken_back_if_nobody_else_has_it(valkey: redis.Redis) -> None:
-    with jobs.training(valkey, PROJECT) as run:
-        valkey.delete(jobs._lease(PROJECT))
-        wait_until("the lease", lambda: valkey.exists(jobs._lease(PROJECT)), TIMEOUT_S)
+    with lease.training(valkey, PROJECT) as run:
+        valkey.delete(lease._lease(PROJECT))
+        wait_until("the lease", lambda: valkey.exists(lease._lease(PROJECT)), TIMEOUT_S)
         run.report("fit")
-    assert not valkey.exists(jobs._lease(PROJECT))
+    assert not valkey.exists(lease._lease(PROJECT))
 
 
 # --- sudden deaths
@@ -317,7 +318,7 @@ def test_a_lease_that_expired_is_taken_back_if_nobody_else_has_it(valkey: redis.
 def test_the_figures_promise_less_than_a_minute() -> None:
     assert jobs._SILENCE_S + jobs._LOOK_S < 60
     assert jobs._REPORT_S * 3 < jobs._SILENCE_S
-    assert jobs._BEAT_S * 3 < jobs._LEASE_S < jobs._SILENCE_S
+    assert lease._BEAT_S * 3 < lease._LEASE_S < jobs._SILENCE_S
 
 
 def test_a_killed_process_is_started_again_but_not_for_ever(
@@ -404,7 +405,7 @@ def test_a_worker_without_a_store_says_so(tmp_path: Path) -> None:
 
 def test_progress_is_told_once_a_second_at_most_but_every_stage_is(valkey: redis.Redis) -> None:
     told: list[dict[str, Any]] = []
-    with jobs.training(valkey, PROJECT, told.append) as run:
+    with lease.training(valkey, PROJECT, told.append) as run:
         run.report("load")
         for step in range(1000):
             run.report("fit", step, 1000, 1 / (step + 1), 1000.0 - step)
@@ -424,4 +425,4 @@ def test_progress_is_told_once_a_second_at_most_but_every_stage_is(valkey: redis
     ],
 )
 def test_a_progress_reads_as_a_line(progress: dict[str, Any], said: str) -> None:
-    assert jobs.describe(progress) == said
+    assert lease.describe(progress) == said

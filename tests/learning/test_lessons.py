@@ -5,13 +5,13 @@ import random
 import pytest
 
 from backend.engine.codec import Codec, Limits
-from backend.learning.corpora import mentions_by_label
 from backend.learning.examples import Example
 from backend.learning.lessons import Lesson, batches, folds, is_held_out, lessons_of, split, swapped
+from backend.ner.bio import mentions_by_label
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Span
-from tests.engine import tiny
+from tests.support import tiny
 
 LABELS = ("person", "city")
 TEXT = "Marie Curie worked in Paris. Marie worked."

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import LabelsIndistinguishable
+from backend.ner.bio import tag_names
 from backend.ner.grammar import Grammar
-from backend.ner.prompt import tag_names
 
 
 def grammar(*labels: str) -> Grammar:

@@ -6,7 +6,8 @@ nothing with the code.
 
 import pytest
 
-from backend.ner.prompt import CAUSAL_WRAPPER, PromptFormat, label_of, tag_names, target
+from backend.ner.bio import label_of, tag_names
+from backend.ner.prompt import CAUSAL_WRAPPER, PromptFormat, target
 
 INSTRUCTION = """\
 Please analyze the sentence provided, identifying the type of entity for each word on a token-by-token basis.

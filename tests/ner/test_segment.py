@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backend.errors import PromptTooLong
 from backend.ner import segment
-from backend.ner.prompt import label_of
+from backend.ner.bio import label_of
 from backend.ner.segment import Budget, WordCost
 from backend.ner.spans import Span, TaggedWord, Window, Word
 

@@ -16,9 +16,8 @@ from backend.engine.decode import ExactDecoder
 from backend.errors import AdapterError, ModelNotReady
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, BatchLimits, Priority, State, _Waiting, pick_batch
-
-from ..engine import tiny
-from .fakes import BASE, TIMEOUT_S, FakeEngine, answer, codec, refusal
+from tests.support import tiny
+from tests.support.fakes import BASE, TIMEOUT_S, FakeEngine, answer, codec, refusal
 
 ROOMY = BatchLimits(tokens=1_000_000, rows=1000)
 

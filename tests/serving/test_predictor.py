@@ -20,10 +20,9 @@ from backend.ner.spans import Span
 from backend.serving.batcher import Batcher, BatchLimits, Engine, Priority
 from backend.serving.cache import CacheLimits, PredictionCache
 from backend.serving.predictor import Predictor, Query
-from backend.serving.served import Served
-
-from ..engine import tiny
-from .fakes import TIMEOUT_S, FakeEngine, refusal
+from backend.serving.versions import Served
+from tests.support import tiny
+from tests.support.fakes import TIMEOUT_S, FakeEngine, refusal
 
 PERSON = ("person",)
 V1 = Served("v1")

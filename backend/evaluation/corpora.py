@@ -1,0 +1,58 @@
+"""NER corpora in CoNLL form (see `ner.conll`). No torch.
+
+A folder of corpora has one folder for each, with `train.conll`, `dev.conll`, `test.conll`, or several parts
+(`book-restaurant.train.conll`) that have a label set each: then every part is a corpus of its own, named
+`snips/book-restaurant`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.errors import CorpusError
+from backend.ner.bio import Sentence
+from backend.ner.conll import label_set, read_conll
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Sentences with one label set. `labels` is sorted and covers all splits; a split that is not there is empty."""
+
+    name: str
+    labels: tuple[str, ...]
+    train: tuple[Sentence, ...]
+    dev: tuple[Sentence, ...]
+    test: tuple[Sentence, ...]
+
+    @property
+    def family(self) -> str:
+        """The corpus that this is a part of: `snips` for `snips/play-music`, else its own name."""
+        return self.name.split("/")[0]
+
+
+def read_corpora(folder: Path) -> tuple[Corpus, ...]:
+    """Every corpus of a folder, sorted by name. Raises CorpusError if there is none, or one is malformed."""
+    if not folder.is_dir():
+        raise CorpusError(f"no folder of corpora at {folder}")
+    corpora = [corpus for path in sorted(folder.iterdir()) if path.is_dir() for corpus in _read_corpus(path)]
+    if not corpora:
+        raise CorpusError(f"no *.conll file in the folders of {folder}")
+    return tuple(corpora)
+
+
+def _read_corpus(folder: Path) -> list[Corpus]:
+    splits_of_part: dict[str, dict[str, tuple[Sentence, ...]]] = {}
+    for path in sorted(folder.glob("*.conll")):
+        *part, split = path.stem.split(".")
+        if split not in SPLITS:
+            raise CorpusError(f"{path}: expected a name that ends in one of {[f'{name}.conll' for name in SPLITS]}")
+        splits_of_part.setdefault("/".join([folder.name, *part]), {})[split] = read_conll(path)
+    return [
+        Corpus(
+            name,
+            label_set(sentence for sentences in splits.values() for sentence in sentences),
+            *(splits.get(split, ()) for split in SPLITS),
+        )
+        for name, splits in splits_of_part.items()
+    ]

@@ -1,0 +1,176 @@
+"""What people ask for by hand, over HTTP or on the command line: versions, promotion, forgetting."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from backend.errors import InvalidRequest, NothingToForget, UnknownProject
+from backend.learning.annotations import AnnotatedText
+from backend.learning.example_store import ExampleStore
+from backend.learning.registry import Registry, VersionInfo
+from backend.serving.cache import PredictionCache, cache_key
+
+_DECODINGS = ("exact", "sequential", "generate")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be forgotten: all of a task, or one annotation; exactly one of the two is given."""
+
+    task_id: int | None
+    annotation_id: int | None
+
+    def __str__(self) -> str:
+        return f"task {self.task_id}" if self.annotation_id is None else f"annotation {self.annotation_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was forgotten in a project."""
+
+    project: str
+    annotation_ids: tuple[int, ...]
+    predictions: int  # that were cached
+    versions: tuple[str, ...]  # whose weights have seen it, oldest first: they or an ancestor were trained on it
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "annotation_ids": list(self.annotation_ids), "versions": list(self.versions)}
+
+
+class Management:
+    """Thread-safe."""
+
+    def __init__(self, examples: ExampleStore, registry: Registry, cache: PredictionCache) -> None:
+        self._examples = examples
+        self._registry = registry
+        self._cache = cache
+
+    def project(self, name: str) -> str:
+        """The key of the project that a person means by its key or by its id. Raises UnknownProject."""
+        trained = self._registry.projects()
+        if name in trained:  # known without the store
+            return name
+        known = {project.key: project.title for project in self._examples.projects()}
+        known.update({key: "" for key in trained if key not in known})
+        found = [key for key in known if name in (key, key.partition(".")[0])]
+        if name in known or len(found) == 1:
+            return name if name in known else found[0]
+        there = ", ".join(f"{key} ({title})" if title else key for key, title in sorted(known.items())) or "none"
+        if found:
+            raise UnknownProject(f"project {name!r} is one of {', '.join(sorted(found))}: give its key")
+        raise UnknownProject(f"project {name!r} is not known here; there are: {there}")
+
+    def projects(self) -> list[str]:
+        """The keys of all that something is known of."""
+        return sorted({*self._registry.projects(), *(project.key for project in self._examples.projects())})
+
+    def current(self, project: str) -> str:
+        """The version in use."""
+        return self._registry.current(project) or self._registry.base_version
+
+    def version_names(self) -> list[str]:
+        """The base and all that passed the gate, of all projects."""
+        registry = self._registry
+        return [
+            registry.base_version,
+            *(
+                info.version
+                for project in registry.projects()
+                for info in registry.versions(project)
+                if info.status == "published"
+            ),
+        ]
+
+    def versions(self, project: str) -> tuple[VersionInfo, ...]:
+        """Oldest first, refused ones too."""
+        return self._registry.versions(project)
+
+    def promote(self, project: str, version: str) -> str:
+        """The version in use from now on. Raises UnknownVersion, CorruptVersion."""
+        self._registry.promote(project, version)
+        return self.current(project)
+
+    def rollback(self, project: str) -> str:
+        """The version in use from now on. Raises NothingToRollBack."""
+        return self._registry.rollback(project)
+
+    def forget(self, wanted: Wanted, project: str | None = None) -> tuple[Removed, ...]:
+        """Remove it from a project, or from all, with the cached predictions of its texts.
+
+        Versions that have seen it stay, and are told. Raises NothingToForget.
+        """
+        ids = {"task_id": wanted.task_id, "annotation_id": wanted.annotation_id}
+        holders = self._examples.find(**ids)
+        seen = {key: self._versions_that_saw(key, wanted) for key in {*holders, *self._registry.projects()}}
+        projects = sorted({*holders, *(key for key, versions in seen.items() if versions)})
+        if project is not None:
+            projects = [key for key in projects if key == project]
+        if not projects:
+            where = "any project" if project is None else f"project {project}"
+            raise NothingToForget(f"no example and no version of {where} is of {wanted}")
+        removed = []
+        for key in projects:
+            forgotten = self._examples.forget(key, **ids)
+            count = self._forget_predictions(key, forgotten.texts)
+            removed.append(Removed(key, forgotten.annotation_ids, count, seen[key]))
+        return tuple(removed)
+
+    def _versions_that_saw(self, project: str, wanted: Wanted) -> tuple[str, ...]:
+        seen: list[str] = []
+        for info in self._registry.versions(project):  # parents come before their children
+            trained_on = any(
+                wanted.task_id == task_id or wanted.annotation_id == annotation_id
+                for task_id, annotation_id in info.examples
+            )
+            if trained_on or info.parent in seen:
+                seen.append(info.version)
+        return tuple(seen)
+
+    def _forget_predictions(self, project: str, texts: Sequence[AnnotatedText]) -> int:
+        known = self._examples.project(project)
+        names = {} if known is None else {control.control: control.names for control in known.controls}
+        versions = [self._registry.base_version, *(info.version for info in self._registry.versions(project))]
+        keys = {
+            cache_key(version, decoding, labels, text.text, text.breaks)
+            for text in texts
+            for labels in {tuple(name for name, _ in names.get(text.control, ())), text.labels}
+            for version in versions
+            for decoding in _DECODINGS
+        }
+        return self._cache.remove_many(sorted(keys))
+
+
+def parse_project(body: Any) -> str:
+    """The `project` of a body: an id or a key. Raises InvalidRequest."""
+    value = _fields(body).get("project")
+    if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
+        return str(value)
+    raise InvalidRequest(f"project is {value!r:.80}; expected an id or a key")
+
+
+def parse_version(body: Any) -> str:
+    """The `version` of a body. Raises InvalidRequest."""
+    value = _fields(body).get("version")
+    if isinstance(value, str) and value:
+        return value
+    raise InvalidRequest(f"version is {value!r:.80}; expected a version's name")
+
+
+def parse_wanted(body: Any) -> Wanted:
+    """`task` or `annotation` of a body, one of them. Raises InvalidRequest."""
+    fields = _fields(body)
+    given = {name: fields[name] for name in ("task", "annotation") if fields.get(name) is not None}
+    if len(given) != 1:
+        raise InvalidRequest(f"{' and '.join(given) or 'nothing'} is to be forgotten; give task or annotation, an id")
+    [(name, value)] = given.items()
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidRequest(f"{name} is {value!r:.80}; expected an id")
+    return Wanted(value, None) if name == "task" else Wanted(None, value)
+
+
+def _fields(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"the body is a {type(body).__name__}; expected an object")
+    return body

@@ -1,0 +1,162 @@
+"""The model with its losses, and batches of encoded examples.
+
+The model is a `transformers` EncoderDecoderModel of two BERTs. It learns from four losses:
+
+- decisions: at each position where the grammar leaves a choice, cross-entropy over the legal tokens only (as it is
+  decoded, see `ner.grammar`);
+- copy: cross-entropy over the whole answer, softmax over the batch's own vocabulary;
+- draft: the draft head's tags (see `engine.draft_head`);
+- pointer: one head of cross-attention is told where to look, at the word in question and at the label to be written
+  (guided alignment, Chen et al. 2016, arXiv:1607.01628). The places are known exactly, and without being told the
+  decoder takes long to find out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backend.engine.draft_head import DraftHead
+from backend.pretraining.tokenizer import Encoded, Speller
+
+_PAD_MULTIPLE = 8  # few distinct shapes, little padding
+_IGNORED = -100  # cross_entropy's default for targets that do not count
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Encoded examples as tensors.
+
+    Sizes: B rows, S source tokens, T target tokens, W words, L labels, N choices, K options of a choice.
+    """
+
+    source: Tensor  # (B, S)
+    source_mask: Tensor
+    target_in: Tensor  # (B, T), behind the start token
+    target_mask: Tensor
+    vocabulary: Tensor  # (U,), every token id that the batch's targets and options have
+    target: Tensor  # (B, T), indices into vocabulary, -100 at padding
+    choice_rows: Tensor  # (N,), which of the B * T positions
+    choice_options: Tensor  # (N, K), indices into vocabulary
+    choice_legal: Tensor  # (N, K), False at padding
+    choice_right: Tensor  # (N,), index into K
+    word_pointers: Tensor  # (B, T, 2), half-open source positions, empty where there is none
+    label_pointers: Tensor  # (B, T, 2)
+    word_positions: Tensor  # (B, W)
+    label_spans: Tensor  # (B, L, 2)
+    tags: Tensor  # (B, W), -100 at padding
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+
+
+def collate(rows: Sequence[Encoded], speller: Speller) -> Batch:
+    """Pad and stack."""
+    targets = [row.target for row in rows]
+    options = [choice.options for row in rows for choice in row.choices]
+    vocabulary = np.unique(
+        np.fromiter(chain(chain.from_iterable(targets), chain.from_iterable(options)), dtype=np.int64)
+    )
+    num_target = _round_up(max(map(len, targets)))
+    source, source_mask = _pad([row.source for row in rows])
+    target_in, target_mask = _pad([speller.decoder_input(target) for target in targets])
+    padded_targets, _ = _pad(targets)
+    target = np.where(target_mask, np.searchsorted(vocabulary, padded_targets).clip(max=len(vocabulary) - 1), _IGNORED)
+    padded_options, legal = _pad(options, multiple=1)
+    tags, tag_mask = _pad([row.tags for row in rows], multiple=1)
+    arrays = {
+        "source": source,
+        "source_mask": source_mask,
+        "target_in": target_in,
+        "target_mask": target_mask,
+        "vocabulary": vocabulary,
+        "target": target,
+        "choice_rows": np.array(
+            [index * num_target + choice.position for index, row in enumerate(rows) for choice in row.choices]
+        ),
+        "choice_options": np.searchsorted(vocabulary, padded_options).clip(max=len(vocabulary) - 1),
+        "choice_legal": legal.astype(bool),
+        "choice_right": np.array([choice.right for row in rows for choice in row.choices]),
+        "word_pointers": _pad_spans([row.word_pointers for row in rows], num_target),
+        "label_pointers": _pad_spans([row.label_pointers for row in rows], num_target),
+        "word_positions": _pad([row.word_positions for row in rows], multiple=1)[0],
+        "label_spans": _pad_spans([row.label_spans for row in rows], max(len(row.label_spans) for row in rows)),
+        "tags": np.where(tag_mask, tags, _IGNORED),
+    }
+    return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _round_up(length: int, multiple: int = _PAD_MULTIPLE) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _pad(rows: Sequence[Sequence[int]], multiple: int = _PAD_MULTIPLE) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    width = _round_up(max(map(len, rows)), multiple)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+def _pad_spans(rows: Sequence[Sequence[tuple[int, int]]], width: int) -> NDArray[np.int64]:
+    spans = np.zeros((len(rows), width, 2), dtype=np.int64)
+    for index, row in enumerate(rows):
+        spans[index, : len(row)] = row
+    return spans
+
+
+class Learner(nn.Module):
+    """The checkpoint's model and its draft head, with the losses."""
+
+    def __init__(self, model: Any, head: DraftHead) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """`decisions`, `copy`, `draft`, `pointer`: a scalar each, in float32."""
+        source_mask = batch.source_mask
+        encoded = self.model.encoder(input_ids=batch.source, attention_mask=source_mask).last_hidden_state
+        output = self.model.decoder.bert(
+            input_ids=batch.target_in,
+            attention_mask=batch.target_mask,
+            encoder_hidden_states=self.model.enc_to_dec_proj(encoded),
+            encoder_attention_mask=source_mask,
+            use_cache=False,
+            output_attentions=True,
+        )
+        predictions = self.model.decoder.cls.predictions
+        hidden = predictions.transform(output.last_hidden_state)
+        logits = functional.linear(
+            hidden, predictions.decoder.weight[batch.vocabulary], predictions.decoder.bias[batch.vocabulary]
+        ).float()
+        at_choices = logits.flatten(0, 1)[batch.choice_rows].gather(1, batch.choice_options)
+        at_choices = at_choices.masked_fill(~batch.choice_legal, float("-inf"))
+        drafts = self.head(encoded, batch.word_positions, batch.label_spans)
+        # the last layer writes the label; the one before finds the word, so that the last can ask for its label
+        by_layer = output.cross_attentions
+        pointer = _pointer_loss(by_layer[-2], batch.word_pointers) + _pointer_loss(by_layer[-1], batch.label_pointers)
+        return {
+            "decisions": functional.cross_entropy(at_choices, batch.choice_right),
+            "copy": functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=_IGNORED),
+            "draft": functional.cross_entropy(drafts.flatten(0, 1), batch.tags.flatten(), ignore_index=_IGNORED),
+            "pointer": pointer,
+        }
+
+
+def _pointer_loss(attention: Tensor, pointers: Tensor) -> Tensor:
+    """Mean of -log of what head 0 of `attention` (B, heads, T, S) gives to the spans `pointers` (B, T, 2)."""
+    columns = torch.arange(attention.shape[-1], device=attention.device)
+    within = (columns >= pointers[..., :1]) & (columns < pointers[..., 1:])
+    given = (attention[:, 0].float() * within).sum(-1)
+    asked = pointers[..., 1] > pointers[..., 0]
+    return -(torch.log(given + 1e-3) * asked).sum() / asked.sum().clamp(min=1)

@@ -1,0 +1,106 @@
+"""The backend as an operator sees it: its process, /health, /predict, /metrics."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from backend import store
+from backend.learning.annotations import Annotation
+from backend.learning.example_store import ExampleStore
+from tests.support.processes import Server
+
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the model has done since the start, from /metrics."""
+
+    decoder_passes: float
+    windows_decoded: float
+    cache_hits: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    server: Server
+    url: str
+    model_dir: Path
+
+    def accepted(self, project: str) -> tuple[Annotation, ...]:
+        """The annotations of a project that are in its store, which must run."""
+        client = store.connect(store.embedded_url(self.model_dir.resolve() / "store"))
+        return ExampleStore(client).annotations(project)
+
+    def health(self) -> Json:
+        return requests.get(f"{self.url}/health", timeout=1).json()  # Label Studio waits no longer
+
+    def is_ready(self) -> bool:
+        try:
+            state = self.health()["state"]
+        except (requests.ConnectionError, requests.Timeout):  # not listening yet, or slow to start
+            return False
+        assert state != "failed", f"the model could not be loaded:\n{self.server.log_tail()}"
+        return state == "ready"
+
+    def predict(self, project: str, label_config: str, tasks: list[Json]) -> list[Json]:
+        """The call that Label Studio makes; one item per task."""
+        body = {"tasks": tasks, "project": project, "label_config": label_config, "params": {"context": None}}
+        answer = requests.post(f"{self.url}/predict", json=body, timeout=100)
+        assert answer.status_code == 200, f"/predict answered {answer.status_code}: {answer.text[:1000]}"
+        return list(answer.json()["results"])
+
+    def setup(self, project: str, label_config: str) -> Json:
+        body = {
+            "project": project,
+            "schema": label_config,
+            "hostname": "http://localhost:8080",
+            "access_token": "",
+            "extra_params": None,
+        }
+        answer = requests.post(f"{self.url}/setup", json=body, timeout=3)
+        assert answer.status_code == 200, f"/setup answered {answer.status_code}: {answer.text[:1000]}"
+        return answer.json()
+
+    def post(self, path: str, body: Json, status: int = 200) -> Json:
+        """Any other call, with the status that it must be answered with."""
+        answer = requests.post(self.url + path, json=body, timeout=100)
+        assert answer.status_code == status, f"{path} answered {answer.status_code}: {answer.text[:1000]}"
+        return answer.json()
+
+    def versions(self, project: str) -> Json:
+        """The trained versions of a project, and the current one."""
+        answer = requests.get(f"{self.url}/versions", params={"project": project}, timeout=10)
+        assert answer.status_code == 200, f"/versions answered {answer.status_code}: {answer.text[:1000]}"
+        return answer.json()
+
+    def job(self, job: str) -> Json:
+        """What /job_status says of a training."""
+        return self.post("/job_status", {"job": job})
+
+    def wait_for_job(self, job: str, timeout_s: float) -> Json:
+        """/job_status of a training that is over, well or not."""
+
+        def over() -> Json:
+            status = self.job(job)
+            return status if status["job_status"] in ("finished", "failed") else None
+
+        return self.server.wait_until(f"job {job} to end", over, timeout_s)
+
+    def counters(self) -> Counters:
+        text = requests.get(f"{self.url}/metrics", timeout=5).text
+        return Counters(
+            decoder_passes=_sample(text, "gner_decoder_passes_total"),
+            windows_decoded=_sample(text, "gner_windows_decoded_total"),
+            cache_hits=_sample(text, "gner_cache_hits_total"),
+        )
+
+
+def _sample(metrics: str, name: str) -> float:
+    """The sum of a counter over its label values, in the Prometheus text format."""
+    values = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)", metrics, re.MULTILINE)
+    assert values, f"/metrics has no {name}:\n{metrics[:2000]}"
+    return sum(map(float, values))
