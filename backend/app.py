@@ -10,7 +10,8 @@ from backend import store
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import Checkpoint, LoadedModel
-from backend.engine.decode import CPU_WINDOW_TOKENS, Decoder, ExactDecoder
+from backend.engine.decode import Decoder, ExactDecoder
+from backend.engine.device import DeviceProfile, profile_of
 from backend.engine.drafter import Drafter
 from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
@@ -30,19 +31,6 @@ from backend.settings import Settings
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Suited:
-    """What suits a device: a CPU's time grows with every token, a GPU's with every pass. See docs/benchmarks.md."""
-
-    window_tokens: int
-    sure: float
-    batch: BatchLimits
-
-
-_BY_DEVICE = {
-    "cpu": _Suited(window_tokens=CPU_WINDOW_TOKENS, sure=0.6, batch=BatchLimits(tokens=6_000, rows=32)),
-    "cuda": _Suited(window_tokens=1_024, sure=0.0, batch=BatchLimits(tokens=100_000, rows=256)),
-}
 _SECONDS_PER_DAY = 86_400
 
 
@@ -81,8 +69,8 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     """
     checkpoint = checkpoints.resolve(settings.model)
     device = checkpoints.pick_device(settings.device)
-    suited = _BY_DEVICE[device.type]
-    limits = BatchLimits(settings.batch_tokens or suited.batch.tokens, suited.batch.rows)
+    profile = profile_of(device)
+    limits = BatchLimits(settings.batch_tokens or profile.batch_tokens, profile.batch_rows)
     registry = Registry(settings.model_dir, checkpoint.version)
 
     def load_engine() -> Engine:
@@ -93,7 +81,7 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
             all_gpus=settings.gpus == "all",
             quantization=settings.quantization,
         )
-        decoder = _decoder(loaded, settings, suited)
+        decoder = _decoder(loaded, settings, profile)
         decoder.decode([loaded.codec.encode(("person",), ["warm", "up"])])
         log.info("%s is ready on %s in %s", checkpoint.version, device, loaded.dtype)
         return Engine(loaded.codec, decoder, Adapters(loaded.family), registry)
@@ -121,10 +109,15 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     )
 
 
-def _decoder(loaded: LoadedModel, settings: Settings, suited: _Suited) -> Decoder:
+def _decoder(loaded: LoadedModel, settings: Settings, profile: DeviceProfile) -> Decoder:
     if settings.decoding == "exact":
-        window_tokens = settings.draft_window or suited.window_tokens
-        return ExactDecoder(loaded.family, window_tokens, _drafter(loaded, settings.draft_model), sure=suited.sure)
+        window_tokens = settings.draft_window or profile.window_tokens
+        return ExactDecoder(
+            loaded.family,
+            window_tokens,
+            _drafter(loaded, settings.draft_model),
+            draft_threshold=profile.draft_threshold,
+        )
     if settings.decoding == "sequential":
         return SequentialDecoder(loaded.family)
     return GenerateDecoder(

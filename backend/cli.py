@@ -140,7 +140,9 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--window", type=int, default=64, help="tokens that one pass of the exact decoder verifies")
-    parser.add_argument("--sure", type=float, default=0.6, help="a draft of less probability ends the window")
+    parser.add_argument(
+        "--draft-threshold", type=float, default=0.6, help="a draft below this probability ends the window"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="writes FILE.json and FILE.svg")
     parser.set_defaults(run=_benchmark)
 
@@ -551,7 +553,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         device=options.device,
         dtype=options.dtype,
         window=options.window,
-        sure=options.sure,
+        draft_threshold=options.draft_threshold,
         out=options.out,
     )
     return 0

@@ -27,9 +27,6 @@ from backend.engine.family import Family
 from backend.engine.memory import Memory
 from backend.ner.grammar import Decision, Grammar
 
-# Suits a CPU, whose time grows with every token; see docs/decisions.md.
-CPU_WINDOW_TOKENS = 64
-
 
 @dataclass(slots=True)
 class Work:
@@ -226,20 +223,20 @@ class ExactDecoder:
     """Draft, verify, correct. One instance per loaded model; not thread-safe, as the model is not."""
 
     def __init__(
-        self, family: Family, window_tokens: int, drafter: Drafter | None = None, *, sure: float = 0.0
+        self, family: Family, window_tokens: int, drafter: Drafter | None = None, *, draft_threshold: float = 0.0
     ) -> None:
         """`window_tokens` bounds what one pass runs of a prompt alone whose draft is unsure somewhere, twice as many of
         one whose draft is not, and half as many of each in a batch: short keeps a wrong draft cheap, long saves passes.
 
         `drafter` guesses for a model that has no draft head. A guess of the model's own head of less probability than
-        `sure` ends the window of a prompt that is alone: fewer tokens are run in vain, in more passes.
+        `draft_threshold` ends the window of a prompt that is alone: fewer tokens are run in vain, in more passes.
         """
         self.work = Work()
         self._family = family
         self._device: torch.device = family.model.device
         self._window_tokens = window_tokens
         self._drafter = drafter
-        self._sure = sure
+        self._draft_threshold = draft_threshold
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
@@ -298,13 +295,13 @@ class ExactDecoder:
         elif self._drafter is not None:
             drafts = self._drafter.draft(prompts)
         # another checkpoint's probabilities say little of where this one will differ: see docs/decisions.md
-        sure = self._sure if logits is not None else 0.0
+        threshold = self._draft_threshold if logits is not None else 0.0
         for row, draft in zip(rows, drafts, strict=False):
             if draft is not None:
                 row.label_tags = draft.label_tags
                 if row.prompt.draft is None:
                     row.tags = draft.tags
-                    row.unsure = [probability < sure for probability in draft.probabilities]
+                    row.unsure = [probability < threshold for probability in draft.probabilities]
 
     def _verdicts(
         self, hidden: Tensor, rows: Sequence[_Row], checks: Sequence[Sequence[Check]], legal: _LegalTokens

@@ -21,7 +21,8 @@ from transformers import AutoTokenizer
 
 from backend.engine import checkpoint as checkpoints
 from backend.engine.codec import Codec, EncodedPrompt
-from backend.engine.decode import CPU_WINDOW_TOKENS, Decoder, ExactDecoder
+from backend.engine.decode import Decoder, ExactDecoder
+from backend.engine.device import profile_of
 from backend.engine.draft_head import best_tags
 from backend.engine.family import Family
 from backend.engine.generate import respelling
@@ -288,7 +289,7 @@ def evaluate_checkpoint(
     checkpoint = checkpoints.resolve(model)
     chosen_device = checkpoints.pick_device(device)
     loaded = checkpoints.load(checkpoint, chosen_device, checkpoints.pick_dtype(dtype, chosen_device))
-    decoder = ExactDecoder(loaded.family, CPU_WINDOW_TOKENS)
+    decoder = ExactDecoder(loaded.family, profile_of(loaded.device).window_tokens)
     corpora = [_first(corpus, limit) for corpus in _chosen(read_corpora(corpora_folder), only)]
     done = []
     for entry in evaluate(loaded.family, loaded.codec, decoder, corpora, split):
@@ -346,7 +347,7 @@ def table(evaluations: Sequence[Evaluation], *, by_label: bool = True) -> str:
     if by_label:
         rows += ["", "| corpus | label | entities | F1 | precision | recall |", "|---|---|---|---|---|---|"]
         rows += [
-            f"| {entry.name} | {label} | {counts.there} | {counts.f1:.3f} | {counts.precision:.3f} "
+            f"| {entry.name} | {label} | {counts.expected} | {counts.f1:.3f} | {counts.precision:.3f} "
             f"| {counts.recall:.3f} |"
             for entry in evaluations
             for label, counts in entry.score.by_label.items()

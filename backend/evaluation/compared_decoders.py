@@ -310,11 +310,11 @@ def random_model(shape: str, like: LoadedModel) -> LoadedModel:
     return LoadedModel(like.checkpoint, family, codec, like.device, like.dtype)
 
 
-def run(case: Case, batch_sizes: Sequence[int], window: int, sure: float) -> Iterator[Measurement]:
+def run(case: Case, batch_sizes: Sequence[int], window: int, draft_threshold: float) -> Iterator[Measurement]:
     """Every way of decoding at every batch size. Labels are compared with those of sequential decoding."""
     prompts = [replace(prompt) for prompt in case.prompts]  # copies, whose ids are our own
     answers = None if case.answers is None else dict(zip(map(id, prompts), case.answers, strict=True))
-    decoders = _decoders(case, answers, window, sure)
+    decoders = _decoders(case, answers, window, draft_threshold)
     reference = [one.tags for one in decoders["sequential"].decode(prompts)]
     for batch_size in batch_sizes:
         # sequential decodes one prompt at a time, whatever the batch
@@ -322,7 +322,7 @@ def run(case: Case, batch_sizes: Sequence[int], window: int, sure: float) -> Ite
         yield from measure(case.name, timed, prompts, batch_size, reference, case.loaded.device)
 
 
-def _decoders(case: Case, answers: Answers | None, window: int, sure: float) -> dict[str, Decoder]:
+def _decoders(case: Case, answers: Answers | None, window: int, draft_threshold: float) -> dict[str, Decoder]:
     family, codec = case.loaded.family, case.loaded.codec
     tokenizer = codec.tokenizer
     limits = {"num_beams": 1, "max_new_tokens": max(map(_longest_answer, case.prompts)) + 1}
@@ -334,13 +334,13 @@ def _decoders(case: Case, answers: Answers | None, window: int, sure: float) -> 
             "generate": GenerateDecoder(family.model, tokenizer, **limits),
             "generate + prefix_allowed_tokens_fn": prefix,
             "sequential": SequentialDecoder(family),
-            "exact": ExactDecoder(family, window, case.drafter, sure=sure),
+            "exact": ExactDecoder(family, window, case.drafter, draft_threshold=draft_threshold),
         }
     generate = ForcedGenerateDecoder(family.model, tokenizer, **limits)
     both = ForcedPrefixGenerateDecoder(family.model, tokenizer, **limits)
     generate.eos_token_id = both.eos_token_id = eos_token_id
     sequential = OverruledSequentialDecoder(family)
-    exact = OverruledExactDecoder(family, window, case.drafter, sure=sure)
+    exact = OverruledExactDecoder(family, window, case.drafter, draft_threshold=draft_threshold)
     generate.answers = both.answers = sequential.answers = exact.answers = answers
     return {
         "generate": generate,

@@ -34,7 +34,7 @@ def benchmark(
     device: str,
     dtype: str,
     window: int,
-    sure: float,
+    draft_threshold: float,
     out: Path | None,
 ) -> list[Measurement]:
     """Measure on the first test sentences of a corpus; prints rows as they come, writes `out`.json and `out`.svg.
@@ -49,7 +49,7 @@ def benchmark(
     measurements: list[Measurement] = []
     for model in models:
         case = _case(model, mini, chosen.labels, chosen.test[:sentences])
-        for measurement in run(case, batch_sizes, window, sure):
+        for measurement in run(case, batch_sizes, window, draft_threshold):
             measurements.append(measurement)
             print(_line(measurement), flush=True)
     print("\n" + table(measurements))

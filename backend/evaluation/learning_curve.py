@@ -13,7 +13,8 @@ from pathlib import Path
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import LoadedModel
-from backend.engine.decode import CPU_WINDOW_TOKENS, ExactDecoder
+from backend.engine.decode import ExactDecoder
+from backend.engine.device import profile_of
 from backend.errors import CorpusError, InvalidSettings
 from backend.evaluation.accuracy import evaluate
 from backend.evaluation.charts import Line, draw_scores
@@ -102,7 +103,7 @@ def _scored(
     seconds: float,
 ) -> Point:
     """With whatever adapter is in force."""
-    decoder = ExactDecoder(loaded.family, CPU_WINDOW_TOKENS)
+    decoder = ExactDecoder(loaded.family, profile_of(loaded.device).window_tokens)
     found = {
         e.name: e.score for e in evaluate(loaded.family, loaded.codec, decoder, [learnt, known], "test", quiet=True)
     }

@@ -36,7 +36,8 @@ from torch import nn
 
 from backend.engine.adapters import WEIGHTS_FILE, Adapters, AdapterSettings
 from backend.engine.checkpoint import LoadedModel
-from backend.engine.decode import CPU_WINDOW_TOKENS, ExactDecoder
+from backend.engine.decode import ExactDecoder
+from backend.engine.device import profile_of
 from backend.errors import LabelsIndistinguishable, NotEnoughExamples, TrainingFailed
 from backend.learning import gate
 from backend.learning.annotations import AnnotatedText
@@ -175,7 +176,7 @@ def answer(loaded: LoadedModel, asked: Sequence[Asked]) -> Iterator[dict[int, tu
     It goes by batches of windows of like length, and gives after each the texts that are done, by their index.
     Raises LabelsIndistinguishable and PromptTooLong.
     """
-    decoder = ExactDecoder(loaded.family, CPU_WINDOW_TOKENS)
+    decoder = ExactDecoder(loaded.family, profile_of(loaded.device).window_tokens)
     windows = [
         (index, window)
         for index, (labels, text) in enumerate(asked)

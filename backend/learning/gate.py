@@ -85,7 +85,7 @@ class Verdict:
         """The figures as they are kept with a version. F1, `sure`, `label_*` are 0..1."""
         figures = {
             "held_out_tasks": self.tasks.num,
-            "held_out_spans": self.tasks.after.there,
+            "held_out_spans": self.tasks.after.expected,
             "cross_validated": float(self.cross_validated),
             "held_out_f1": self.tasks.after.f1,
             "held_out_f1_before": self.tasks.before.f1,
@@ -145,9 +145,7 @@ def forgets(guard: Comparison) -> bool:
 def _objection(tasks: Comparison, guard: Comparison, agreed: Agreement) -> str | None:
     before, after = tasks.before.f1, tasks.after.f1
     if after == 0:
-        return (
-            f"rejected: it finds none of the {tasks.after.there} spans of {tasks.num} tasks that it was not trained on"
-        )
+        return f"rejected: it finds none of the {tasks.after.expected} spans of {tasks.num} tasks not trained on"
     if after < before:
         return (
             f"rejected: span F1 on {tasks.num} tasks that it was not trained on is {after:.3f}, below the {before:.3f} "

@@ -1,9 +1,25 @@
-"""The representations that text passes through: Word, Window, TaggedWord, Span.
+"""The representations that text passes through: Passage, Question, Word, Window, TaggedWord, Span.
 
 Everywhere, `start` and `end` are half-open offsets in Unicode code points of the task text.
 """
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text that is labelled as a whole."""
+
+    text: str
+    breaks: tuple[int, ...] = ()  # ascending offsets that neither a word nor a span crosses: a new block begins there
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A passage, and the prompt words of the labels that the model is asked for."""
+
+    passage: Passage
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

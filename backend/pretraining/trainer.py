@@ -27,7 +27,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import EncoderDecoderModel
 
 from backend.engine.codec import Codec, Limits
-from backend.engine.decode import CPU_WINDOW_TOKENS, ExactDecoder
+from backend.engine.decode import ExactDecoder
+from backend.engine.device import profile_of
 from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily
 from backend.evaluation.accuracy import score, tag
@@ -361,7 +362,7 @@ class _Trainer:
         codec = Codec(
             self.tokenizer, PromptFormat(self.recipe.template), limits, source_ends_with_eos=True, locates_words=True
         )
-        tagged = tag(family, codec, ExactDecoder(family, CPU_WINDOW_TOKENS), prompts)
+        tagged = tag(family, codec, ExactDecoder(family, profile_of(self.shared.weights.device).window_tokens), prompts)
         result = [[row.tags, row.draft] for row in tagged]
         (folder / f"held-out-{self.rank}.json").write_text(json.dumps(result), encoding="utf-8")
         self.shared.wait()

@@ -327,7 +327,7 @@ def test_a_pass_settles_at_least_one_decision_and_runs_at_most_twice_a_window(na
 
 def test_a_draft_that_is_unsure_everywhere_runs_at_most_a_window_and_less_in_vain() -> None:
     name = "bert with a draft head"
-    unsure, bold = (ExactDecoder(family_and_codec(name)[0], 5, sure=sure) for sure in (1.1, 0.0))
+    unsure, bold = (ExactDecoder(family_and_codec(name)[0], 5, draft_threshold=threshold) for threshold in (1.1, 0.0))
     for prompt, answer in zip(some_prompts(name), reference(name), strict=True):
         for decoder in (unsure, bold):
             assert_same(decoder.decode([prompt]), [answer])

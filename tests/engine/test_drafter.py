@@ -36,12 +36,12 @@ def test_the_bundled_checkpoint_guesses_people_and_places() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sure", [0.0, 0.6, 1.1])
+@pytest.mark.parametrize("draft_threshold", [0.0, 0.6, 1.1])
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_drafts_of_another_model_never_change_a_label(family: str, sure: float) -> None:
+def test_drafts_of_another_model_never_change_a_label(family: str, draft_threshold: float) -> None:
     loaded, codec = tiny.FAMILIES[family](3)
     prompts = [codec.encode(LABELS, words) for words in SENTENCES]
-    decoder = ExactDecoder(loaded, 40, Drafter(mini().family, mini().codec), sure=sure)
+    decoder = ExactDecoder(loaded, 40, Drafter(mini().family, mini().codec), draft_threshold=draft_threshold)
     assert [a.tags for a in decoder.decode(prompts)] == [b.tags for b in SequentialDecoder(loaded).decode(prompts)]
 
 
@@ -64,6 +64,6 @@ def test_what_does_not_suit_the_small_checkpoint_gets_no_draft() -> None:
 def test_the_bundled_checkpoint_is_decoded_in_few_passes() -> None:
     """Its own draft head: what needs dozens of steps takes a few passes, with the same labels."""
     prompts = [mini().codec.encode(LABELS, words) for words in SENTENCES]
-    exact, sequential = ExactDecoder(mini().family, 64, sure=0.6), SequentialDecoder(mini().family)
+    exact, sequential = ExactDecoder(mini().family, 64, draft_threshold=0.6), SequentialDecoder(mini().family)
     assert [a.tags for a in exact.decode(prompts[:1])] == [b.tags for b in sequential.decode(prompts[:1])]
     assert exact.work.passes <= 4 < sequential.work.passes

@@ -27,7 +27,7 @@ def test_500_real_sentences_get_the_labels_of_step_by_step_decoding() -> None:
     reference = [answer.tags for answer in SequentialDecoder(mini.family).decode(prompts)]
     assert sum(tag != "O" for tags in reference for tag in tags) > 1_000, "there must be something to decide"
     for decoder, batch_size in (
-        (ExactDecoder(mini.family, 64, sure=0.6), 1),
+        (ExactDecoder(mini.family, 64, draft_threshold=0.6), 1),
         (ExactDecoder(mini.family, 64), 16),
         (ExactDecoder(mini.family, 10_000), 50),
     ):

@@ -144,7 +144,7 @@ def test_a_checkpoint_is_scored_corpus_by_corpus(folder: Path) -> None:
     decoder = ExactDecoder(loaded.family, 64)
     found = list(evaluate(loaded.family, loaded.codec, decoder, corpora, "train", quiet=True))
     assert [(entry.name, entry.num_sentences) for entry in found] == [("drugs", 2), ("news", 4)]
-    assert [entry.score.total.there for entry in found] == [3, 6]
+    assert [entry.score.total.expected for entry in found] == [3, 6]
     for entry in found:
         assert entry.draft is not None
         assert entry.agreement is not None

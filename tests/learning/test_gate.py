@@ -41,8 +41,8 @@ def test_counts_are_strict_and_by_text() -> None:
     )
     compared = compare([task, answers(["0person"], [], ["1person"])])
     assert compared.num == 2
-    assert compared.before == Counts(right=1, found=2, there=4)
-    assert compared.after == Counts(right=2, found=4, there=4)
+    assert compared.before == Counts(correct=1, predicted=2, expected=4)
+    assert compared.after == Counts(correct=2, predicted=4, expected=4)
 
 
 @pytest.mark.parametrize(
