@@ -1,4 +1,4 @@
-"""Training as a picture: losses and F1 over steps, or F1 over the number of examples, in SVG. No torch."""
+"""Charts as SVG: lines (losses and F1 over steps, F1 over the number of examples) and horizontal bars. No torch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,15 @@ from pathlib import Path
 _WIDTH, _HEIGHT = 860, 380
 _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT, _GAP = 46, 36, 280, 290, 60
 _COLORS = ("#1b6ca8", "#d1495b", "#2e933c", "#8f5aa8", "#e08e1b", "#4a4a4a", "#17a2a2", "#a0522d", "#7a8b00")
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One horizontal bar; a highlighted one has another colour."""
+
+    name: str
+    value: float
+    highlighted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,28 @@ def draw_scores(title: str, lines: Sequence[Line], last: str) -> str:
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def draw_bars(title: str, bars: Sequence[Bar], unit: str) -> str:
+    """Horizontal bars with their values; `unit` is written behind each value."""
+    longest = max(bar.value for bar in bars)
+    rows = []
+    for index, bar in enumerate(bars):
+        y, width = 40 + 22 * index, 360 * bar.value / longest
+        colour = "#2a9d8f" if bar.highlighted else "#9aa5b1"
+        rows.append(
+            f'<text x="338" y="{y + 12}" text-anchor="end">{escape(bar.name)}</text>'
+            f'<rect x="346" y="{y}" width="{width:.1f}" height="16" fill="{colour}"/>'
+            f'<text x="{352 + width:.1f}" y="{y + 12}">{bar.value:.1f}{unit}</text>'
+        )
+    height = 52 + 22 * len(bars)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="780" height="{height}" font-family="sans-serif" '
+        'font-size="12">'
+        f'<rect width="780" height="{height}" fill="white"/>'
+        f'<text x="346" y="24" font-size="14">{escape(title)}</text>'
+        f"{''.join(rows)}</svg>\n"
+    )
 
 
 def _plot(left: int, title: str, lines: Sequence[Line], highest: float, last_x: str) -> list[str]:

@@ -1,27 +1,234 @@
-"""`gner-backend benchmark`: corpora -> prompts -> every way of decoding -> a table, JSON and a chart."""
+"""`gner-backend benchmark`: every way of decoding, timed on the same sentences and the same model."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from backend.engine import checkpoint as checkpoints
+from backend.engine.checkpoint import LoadedModel
+from backend.engine.codec import EncodedPrompt
+from backend.engine.decode import Decoder, ExactDecoder, Work
 from backend.engine.drafter import Drafter
+from backend.engine.generate import GenerateDecoder
+from backend.engine.sequential import SequentialDecoder
 from backend.errors import CorpusError, InvalidSettings
-from backend.evaluation.compared_decoders import (
-    LLAMA_SHAPES,
-    T5_SHAPES,
-    Case,
-    Measurement,
-    chart,
-    random_model,
-    run,
-    table,
-)
+from backend.evaluation.charts import Bar, draw_bars
 from backend.evaluation.corpora import Corpus, read_corpora
+from backend.evaluation.known_answers import (
+    Answers,
+    ForcedGenerateDecoder,
+    ForcedPrefixGenerateDecoder,
+    OverruledExactDecoder,
+    OverruledSequentialDecoder,
+    PrefixGenerateDecoder,
+)
+from backend.evaluation.random_models import LLAMA_SHAPES, T5_SHAPES, random_model
 from backend.ner.bio import Sentence, tag_names
 
 SHAPES = (*T5_SHAPES, *LLAMA_SHAPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One way of decoding at one batch size. Memory is the peak of the device's allocations, or of the process."""
+
+    model: str
+    decoding: str
+    batch_size: int
+    sentences: int
+    sentences_per_s: float
+    p50_ms: float
+    p95_ms: float
+    passes_per_call: float
+    tau: float
+    equal_words: float  # part of the words whose tag is the reference's, 0..1
+    peak_mib: float
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one way of decoding has taken so far."""
+
+    decoder: Decoder
+    latencies_s: list[float] = field(default_factory=list)
+    tags: list[tuple[str, ...]] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+    def decode(self, batch: Sequence[EncodedPrompt], device: torch.device) -> None:
+        peak_mib, started_s = _peak_memory(device), time.perf_counter()
+        decoded = self.decoder.decode(batch)
+        self.latencies_s.append(time.perf_counter() - started_s)
+        self.peak_mib = max(self.peak_mib, peak_mib())
+        self.tags += [one.tags for one in decoded]
+
+
+def measure(
+    model: str,
+    decoders: Mapping[str, Decoder],
+    prompts: Sequence[EncodedPrompt],
+    batch_size: int,
+    reference: Sequence[tuple[str, ...]],
+    device: torch.device,
+) -> list[Measurement]:
+    """Decode all prompts in batches, in the order given. `reference` are the tags that are right.
+
+    All ways take turns at each batch, so that whatever else the machine does meets them alike.
+    """
+    batches = [prompts[begin : begin + batch_size] for begin in range(0, len(prompts), batch_size)]
+    for decoder in decoders.values():
+        decoder.decode(batches[0])  # warm-up
+        decoder.work = Work()
+    tallies = {name: _Tally(decoder) for name, decoder in decoders.items()}
+    for batch in batches:
+        for tally in tallies.values():
+            tally.decode(batch, device)
+    return [_measurement(model, name, tally, batch_size, reference) for name, tally in tallies.items()]
+
+
+def _measurement(
+    model: str, decoding: str, tally: _Tally, batch_size: int, reference: Sequence[tuple[str, ...]]
+) -> Measurement:
+    work, latencies_s = tally.decoder.work, tally.latencies_s
+    words = [(a, b) for x, y in zip(tally.tags, reference, strict=True) for a, b in zip(x, y, strict=True)]
+    return Measurement(
+        model=model,
+        decoding=decoding,
+        batch_size=batch_size,
+        sentences=len(tally.tags),
+        sentences_per_s=len(tally.tags) / sum(latencies_s),
+        p50_ms=float(np.percentile(latencies_s, 50)) * 1e3,
+        p95_ms=float(np.percentile(latencies_s, 95)) * 1e3,
+        passes_per_call=work.passes / len(latencies_s),
+        tau=work.decoder_tokens / work.output_tokens,
+        equal_words=sum(a == b for a, b in words) / len(words),
+        peak_mib=tally.peak_mib,
+    )
+
+
+def _peak_memory(device: torch.device) -> Callable[[], float]:
+    """Start to watch; the function returned tells the peak in MiB since then (0 where the system does not say)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+    except OSError:
+        return lambda: 0.0
+
+    def high_water_mib() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+    return high_water_mib
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model to be measured. `answers` are known tags that overrule random weights; None: the model's own count."""
+
+    name: str
+    loaded: LoadedModel
+    prompts: Sequence[EncodedPrompt]
+    drafter: Drafter | None
+    answers: Sequence[tuple[int, ...]] | None
+
+
+def run(case: Case, batch_sizes: Sequence[int], window: int, draft_threshold: float) -> Iterator[Measurement]:
+    """Every way of decoding at every batch size. Labels are compared with those of sequential decoding."""
+    prompts = [replace(prompt) for prompt in case.prompts]  # copies, whose ids are our own
+    answers = None if case.answers is None else dict(zip(map(id, prompts), case.answers, strict=True))
+    decoders = _decoders(case, answers, window, draft_threshold)
+    reference = [one.tags for one in decoders["sequential"].decode(prompts)]
+    for batch_size in batch_sizes:
+        # sequential decodes one prompt at a time, whatever the batch
+        timed = {name: decoder for name, decoder in decoders.items() if batch_size == 1 or name != "sequential"}
+        yield from measure(case.name, timed, prompts, batch_size, reference, case.loaded.device)
+
+
+def _decoders(case: Case, answers: Answers | None, window: int, draft_threshold: float) -> dict[str, Decoder]:
+    family, codec = case.loaded.family, case.loaded.codec
+    tokenizer = codec.tokenizer
+    limits = {"num_beams": 1, "max_new_tokens": max(map(_longest_answer, case.prompts)) + 1}
+    eos_token_id = family.model.generation_config.eos_token_id
+    if answers is None:
+        prefix = PrefixGenerateDecoder(family.model, tokenizer, **limits)
+        prefix.eos_token_id = eos_token_id
+        return {
+            "generate": GenerateDecoder(family.model, tokenizer, **limits),
+            "generate + prefix_allowed_tokens_fn": prefix,
+            "sequential": SequentialDecoder(family),
+            "exact": ExactDecoder(family, window, case.drafter, draft_threshold=draft_threshold),
+        }
+    generate = ForcedGenerateDecoder(family.model, tokenizer, **limits)
+    both = ForcedPrefixGenerateDecoder(family.model, tokenizer, **limits)
+    generate.eos_token_id = both.eos_token_id = eos_token_id
+    sequential = OverruledSequentialDecoder(family)
+    exact = OverruledExactDecoder(family, window, case.drafter, draft_threshold=draft_threshold)
+    generate.answers = both.answers = sequential.answers = exact.answers = answers
+    return {
+        "generate": generate,
+        "generate + prefix_allowed_tokens_fn": both,
+        "sequential": sequential,
+        "exact": exact,
+    }
+
+
+def _longest_answer(prompt: EncodedPrompt) -> int:
+    return sum(len(code.forced) + code.grammar.longest_path for code in prompt.codes)
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """A Markdown table. `speed-up` is over batched `generate` of the same model and batch size."""
+    base = _generate_speed(measurements)
+    header = [
+        "model", "batch", "decoding", "sentences/s", "speed-up", "p50 ms", "p95 ms",
+        "passes per call", "tau", "labels equal", "peak MiB",
+    ]  # fmt: skip
+    rows = [
+        [
+            m.model,
+            str(m.batch_size),
+            m.decoding,
+            f"{m.sentences_per_s:.2f}",
+            f"{m.sentences_per_s / base[m.model, m.batch_size]:.1f}",
+            f"{m.p50_ms:.0f}",
+            f"{m.p95_ms:.0f}",
+            f"{m.passes_per_call:.1f}",
+            f"{m.tau:.2f}",
+            f"{m.equal_words:.1%}",
+            f"{m.peak_mib:.0f}",
+        ]
+        for m in measurements
+    ]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def chart(measurements: Sequence[Measurement]) -> str:
+    """Speed-ups over batched `generate` as horizontal bars: SVG."""
+    base = _generate_speed(measurements)
+    bars = [
+        Bar(
+            f"{m.model}, batch {m.batch_size}: {m.decoding}",
+            m.sentences_per_s / base[m.model, m.batch_size],
+            m.decoding == "exact",
+        )
+        for m in measurements
+    ]
+    return draw_bars("sentences per second, as a multiple of batched generate", bars, "\u00d7")
+
+
+def _generate_speed(measurements: Sequence[Measurement]) -> dict[tuple[str, int], float]:
+    """Sentences per second of batched `generate`, by model and batch size."""
+    return {(m.model, m.batch_size): m.sentences_per_s for m in measurements if m.decoding == "generate"}
+
+
+# -- the command
 
 
 def benchmark(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backend.engine.generate import GenerateDecoder
-from backend.evaluation.compared_decoders import ForcedGenerateDecoder
+from backend.evaluation.known_answers import ForcedGenerateDecoder
 from backend.ner.bio import tag_names
 from tests.support import tiny
 

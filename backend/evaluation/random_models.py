@@ -1,0 +1,62 @@
+"""Models of the published checkpoints' shapes with random weights: for timing where the checkpoints cannot be had."""
+
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from backend.engine.checkpoint import LoadedModel
+from backend.engine.codec import Codec, Limits
+from backend.engine.family import CausalFamily, Family, T5Family
+from backend.ner.prompt import CAUSAL_WRAPPER, PromptFormat
+
+# The shapes of published checkpoints, for random weights. Flan-T5 is T5 1.1: gated, with a head of its own.
+T5_SHAPES: dict[str, dict[str, int]] = {
+    "t5-base": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "d_kv": 64},
+    "t5-large": {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16, "d_kv": 64},
+}
+
+
+LLAMA_SHAPES: dict[str, dict[str, int]] = {
+    "llama-7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
+
+
+_VOCABULARY = 32_128
+
+
+def random_model(shape: str, like: LoadedModel) -> LoadedModel:
+    """A model of a published shape with random weights, and the published prompt.
+
+    The vocabulary is that of `like`, whose tokenizer it takes: the published ones cannot be had without the hub.
+    """
+    special = {"pad_token_id": 0, "eos_token_id": like.codec.tokenizer.sep_token_id, "decoder_start_token_id": 0}
+    model: Any
+    with torch.device(like.device):
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(like.dtype)
+        try:
+            if shape in T5_SHAPES:
+                t5: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+                t5 |= {"vocab_size": _VOCABULARY, **T5_SHAPES[shape], **special}
+                model = T5ForConditionalGeneration(T5Config(**t5))
+            else:
+                llama: dict[str, Any] = {"vocab_size": _VOCABULARY, **LLAMA_SHAPES[shape]}
+                model = LlamaForCausalLM(LlamaConfig(**llama))
+        finally:
+            torch.set_default_dtype(default)
+    causal = shape in LLAMA_SHAPES
+    codec = Codec(
+        like.codec.tokenizer,
+        PromptFormat(wrapper=CAUSAL_WRAPPER) if causal else PromptFormat(),
+        Limits(1_000, 1_000),
+        source_ends_with_eos=not causal,
+    )
+    family: Family = CausalFamily(model.eval()) if causal else T5Family(model.eval())
+    return LoadedModel(like.checkpoint, family, codec, like.device, like.dtype)
