@@ -20,12 +20,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import AutoTokenizer
 
 from backend.engine import checkpoint as checkpoints
-from backend.engine.codec import Codec, EncodedPrompt
-from backend.engine.decode import Decoder, ExactDecoder
-from backend.engine.device import profile_of
-from backend.engine.draft_head import best_tags
-from backend.engine.family import Family
 from backend.engine.generate import respelling
+from backend.engine.tagger import Tagger, WordsQuestion
 from backend.errors import CorpusError
 from backend.evaluation.corpora import SPLITS, Corpus, read_corpora
 from backend.ner.bio import OUTSIDE, Sentence, mentions
@@ -34,7 +30,6 @@ from backend.ner.structure import Respell, entities, structure
 
 _BOOTSTRAP_SAMPLES = 2000
 _BOOTSTRAP_SEED = 13
-_BATCH_WINDOWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +82,6 @@ def _sentence_counts(gold: Sequence[str], found: Sequence[str]) -> tuple[int, in
 
 
 @dataclass(frozen=True, slots=True)
-class Tagged:
-    """The tags of a sentence, and the draft head's guess at them, where there is a head."""
-
-    tags: tuple[str, ...]
-    draft: tuple[str, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One corpus. `draft` is the draft head's score, `agreement` the part of words that it tags as the decoder does."""
 
@@ -107,9 +94,7 @@ class Evaluation:
     agreement: float | None
 
 
-def evaluate(
-    family: Family, codec: Codec, decoder: Decoder, corpora: Sequence[Corpus], split: str, *, quiet: bool = False
-) -> Iterator[Evaluation]:
+def evaluate(tagger: Tagger, corpora: Sequence[Corpus], split: str, *, quiet: bool = False) -> Iterator[Evaluation]:
     """Tag and score each corpus. Its parts (the intents of snips) are asked with their own labels and scored as one.
 
     Raises CorpusError if none of the corpora has sentences in the split.
@@ -123,8 +108,9 @@ def evaluate(
     for name, rows in rows_of.items():
         gold = [sentence.tags for _, sentence in rows]
         begun = time.monotonic()
-        prompts = [(corpus.labels, sentence.words) for corpus, sentence in rows]
-        tagged = tag(family, codec, decoder, prompts, quiet=quiet, name=name)
+        questions = [WordsQuestion(sentence.words, corpus.labels) for corpus, sentence in rows]
+        with tqdm(total=len(questions), desc=name, unit="sentence", disable=quiet, leave=False) as bar:
+            tagged = tagger.tag_words(questions, bar.update)
         elapsed_s = time.monotonic() - begun
         num_words = sum(map(len, gold))
         drafts = [row.draft for row in tagged if row.draft is not None]
@@ -147,66 +133,6 @@ def sentences_of(corpus: Corpus, split: str) -> tuple[Sentence, ...]:
         raise CorpusError(f"no split {split!r}; expected one of {list(SPLITS)}")
     sentences: tuple[Sentence, ...] = getattr(corpus, split)
     return sentences
-
-
-def tag(
-    family: Family,
-    codec: Codec,
-    decoder: Decoder,
-    prompts: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
-    *,
-    quiet: bool = True,
-    name: str = "",
-) -> list[Tagged]:
-    """Tag sentences, given as (labels, words), in batches of like length; the result is in their order.
-
-    A sentence that exceeds the checkpoint's context is cut into parts, which are tagged apart.
-    Raises PromptTooLong if the labels leave no room for words.
-    """
-    parts: list[tuple[int, tuple[str, ...], tuple[str, ...]]] = [
-        (index, labels, part)
-        for index, (labels, words) in enumerate(prompts)
-        for part in _fitting(codec, labels, words)
-    ]
-    order = sorted(range(len(parts)), key=lambda index: len(parts[index][2]))
-    tagged: list[Tagged | None] = [None] * len(parts)
-    with tqdm(total=len(parts), desc=name, unit="sentence", disable=quiet, leave=False) as bar:
-        for begin in range(0, len(order), _BATCH_WINDOWS):
-            chosen = order[begin : begin + _BATCH_WINDOWS]
-            encoded = [codec.encode(parts[index][1], parts[index][2]) for index in chosen]
-            drafts = _drafts(family, encoded)
-            for index, draft, decoded in zip(chosen, drafts, decoder.decode(encoded), strict=True):
-                tagged[index] = Tagged(decoded.tags, draft)
-            bar.update(len(chosen))
-    return _joined(len(prompts), [index for index, _, _ in parts], [row for row in tagged if row is not None])
-
-
-def _fitting(codec: Codec, labels: tuple[str, ...], words: tuple[str, ...]) -> list[tuple[str, ...]]:
-    if len(words) < 2 or codec.fits(labels, words):
-        return [words]
-    middle = len(words) // 2
-    return [*_fitting(codec, labels, words[:middle]), *_fitting(codec, labels, words[middle:])]
-
-
-def _drafts(family: Family, encoded: Sequence[EncodedPrompt]) -> list[tuple[str, ...] | None]:
-    with torch.inference_mode():
-        logits = family.draft(encoded, family.begin(encoded))
-    if logits is None:
-        return [None] * len(encoded)
-    best = best_tags(logits, [len(prompt.words) for prompt in encoded])
-    return [
-        tuple(prompt.codes[0].grammar.tags[index] for index in row) for prompt, row in zip(encoded, best, strict=True)
-    ]
-
-
-def _joined(number: int, owners: Sequence[int], tagged: Sequence[Tagged]) -> list[Tagged]:
-    tags: list[tuple[str, ...]] = [()] * number
-    drafts: list[tuple[str, ...] | None] = [()] * number
-    for owner, row in zip(owners, tagged, strict=True):
-        tags[owner] += row.tags
-        before = drafts[owner]
-        drafts[owner] = None if before is None or row.draft is None else before + row.draft
-    return [Tagged(*pair) for pair in zip(tags, drafts, strict=True)]
 
 
 # -- the paper's prediction files
@@ -289,10 +215,9 @@ def evaluate_checkpoint(
     checkpoint = checkpoints.resolve(model)
     chosen_device = checkpoints.pick_device(device)
     loaded = checkpoints.load(checkpoint, chosen_device, checkpoints.pick_dtype(dtype, chosen_device))
-    decoder = ExactDecoder(loaded.family, profile_of(loaded.device).window_tokens)
     corpora = [_first(corpus, limit) for corpus in _chosen(read_corpora(corpora_folder), only)]
     done = []
-    for entry in evaluate(loaded.family, loaded.codec, decoder, corpora, split):
+    for entry in evaluate(Tagger.of(loaded), corpora, split):
         print(f"{entry.name}: F1 {entry.score.f1:.4f} ({entry.words_per_s:,.0f} words/s)", flush=True)
         done.append(entry)
     threads = f"{torch.get_num_threads()} threads" if chosen_device.type == "cpu" else ""

@@ -13,8 +13,7 @@ from pathlib import Path
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import LoadedModel
-from backend.engine.decode import ExactDecoder
-from backend.engine.device import profile_of
+from backend.engine.tagger import Tagger
 from backend.errors import CorpusError, InvalidSettings
 from backend.evaluation.accuracy import evaluate
 from backend.evaluation.charts import Line, draw_scores
@@ -102,11 +101,8 @@ def _scored(
     reason: str,
     seconds: float,
 ) -> Point:
-    """With whatever adapter is in force."""
-    decoder = ExactDecoder(loaded.family, profile_of(loaded.device).window_tokens)
-    found = {
-        e.name: e.score for e in evaluate(loaded.family, loaded.codec, decoder, [learnt, known], "test", quiet=True)
-    }
+    """With whatever adapter is active."""
+    found = {e.name: e.score for e in evaluate(Tagger.of(loaded), [learnt, known], "test", quiet=True)}
     own, kept = found[learnt.family], found[known.family]
     return Point(size, trained_on, own.f1, own.low, own.high, kept.f1, published, reason, seconds)
 

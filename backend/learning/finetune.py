@@ -24,8 +24,7 @@ import logging
 import math
 import random
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,8 +35,7 @@ from torch import nn
 
 from backend.engine.adapters import WEIGHTS_FILE, Adapters, AdapterSettings
 from backend.engine.checkpoint import LoadedModel
-from backend.engine.decode import ExactDecoder
-from backend.engine.device import profile_of
+from backend.engine.tagger import Tagger
 from backend.errors import LabelsIndistinguishable, NotEnoughExamples, TrainingFailed
 from backend.learning import gate
 from backend.learning.annotations import AnnotatedText
@@ -56,9 +54,8 @@ from backend.learning.lessons import (
 )
 from backend.learning.registry import VersionInfo
 from backend.learning.targets import Taught, encode, losses, soften
-from backend.ner import segment
 from backend.ner.bio import mentions_by_label
-from backend.ner.spans import Span, TaggedWord
+from backend.ner.spans import Passage, Question, Span
 
 log = logging.getLogger(__name__)
 
@@ -168,35 +165,6 @@ def _ids(examples: Iterable[Example]) -> tuple[tuple[int, int], ...]:
 
 
 Asked = tuple[tuple[str, ...], Text]  # the labels, and the text
-
-
-def answer(loaded: LoadedModel, asked: Sequence[Asked]) -> Iterator[dict[int, tuple[Span, ...]]]:
-    """The spans that the model finds, with whatever adapter is in force, in texts asked with labels.
-
-    It goes by batches of windows of like length, and gives after each the texts that are done, by their index.
-    Raises LabelsIndistinguishable and PromptTooLong.
-    """
-    decoder = ExactDecoder(loaded.family, profile_of(loaded.device).window_tokens)
-    windows = [
-        (index, window)
-        for index, (labels, text) in enumerate(asked)
-        for window in loaded.codec.windows(labels, text.text, segment.words(text.text, text.breaks), text.breaks)
-    ]
-    windows.sort(key=lambda pair: len(pair[1].words))
-    missing = Counter(index for index, _ in windows)
-    tagged: dict[int, list[TaggedWord]] = defaultdict(list)
-    yield {index: () for index in range(len(asked)) if not missing[index]}
-    for begin in range(0, len(windows), _BATCH_WINDOWS):
-        chosen = windows[begin : begin + _BATCH_WINDOWS]
-        prompts = [loaded.codec.encode(asked[index][0], [word.text for word in w.words]) for index, w in chosen]
-        done: dict[int, tuple[Span, ...]] = {}
-        for (index, window), decoded in zip(chosen, decoder.decode(prompts), strict=True):
-            tagged[index] += segment.kept(window, decoded.tags, decoded.probabilities)
-            missing[index] -= 1
-            if not missing[index]:
-                words = sorted(tagged.pop(index), key=lambda tagged_word: tagged_word.word.start)
-                done[index] = tuple(segment.stitch(words, asked[index][1].breaks))
-        yield done
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,7 +443,8 @@ class _Course:
 
     def _answer_all(self, asked: Sequence[Asked]) -> list[tuple[Span, ...]]:
         done: dict[int, tuple[Span, ...]] = {}
-        for some in answer(self._loaded, asked):
+        questions = [Question(Passage(text.text, text.breaks), labels) for labels, text in asked]
+        for some in Tagger.of(self._loaded).answer(questions):
             done |= some
             self._report()
         return [done[index] for index in range(len(asked))]

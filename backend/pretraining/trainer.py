@@ -27,11 +27,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import EncoderDecoderModel
 
 from backend.engine.codec import Codec, Limits
-from backend.engine.decode import ExactDecoder
-from backend.engine.device import profile_of
 from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily
-from backend.evaluation.accuracy import score, tag
+from backend.engine.tagger import Tagger, WordsQuestion
+from backend.evaluation.accuracy import score
 from backend.evaluation.charts import write_curve
 from backend.evaluation.corpora import Corpus, read_corpora
 from backend.ner.bio import Sentence
@@ -356,14 +355,13 @@ class _Trainer:
         folder.mkdir(exist_ok=True)
         if self.rank == 0:
             export(averaged, self.tokenizer, self.recipe, self.shared.weights.dtype, self.run.out)
-        prompts = [(corpus.labels, sentence.words) for corpus, sentence in mine]
+        questions = [WordsQuestion(sentence.words, corpus.labels) for corpus, sentence in mine]
         family = BertToBertFamily(averaged.model, averaged.head)
         limits = Limits(self.recipe.architecture.max_tokens, self.recipe.architecture.max_tokens)
         codec = Codec(
             self.tokenizer, PromptFormat(self.recipe.template), limits, source_ends_with_eos=True, locates_words=True
         )
-        tagged = tag(family, codec, ExactDecoder(family, profile_of(self.shared.weights.device).window_tokens), prompts)
-        result = [[row.tags, row.draft] for row in tagged]
+        result = [[row.tags, row.draft] for row in Tagger(family, codec).tag_words(questions)]
         (folder / f"held-out-{self.rank}.json").write_text(json.dumps(result), encoding="utf-8")
         self.shared.wait()
         if self.rank:

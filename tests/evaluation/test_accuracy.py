@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backend.cli import main
 from backend.engine import checkpoint as checkpoints
-from backend.engine.decode import ExactDecoder
+from backend.engine.tagger import Tagger
 from backend.errors import CorpusError
 from backend.evaluation.accuracy import (
     average_f1,
@@ -19,7 +19,6 @@ from backend.evaluation.accuracy import (
     read_predictions,
     score,
     score_predictions,
-    tag,
 )
 from backend.evaluation.corpora import read_corpora
 from backend.ner.bio import mentions
@@ -141,8 +140,8 @@ def _load(folder: Path) -> checkpoints.LoadedModel:
 def test_a_checkpoint_is_scored_corpus_by_corpus(folder: Path) -> None:
     loaded = _load(folder)
     corpora = read_corpora(folder / "ner")
-    decoder = ExactDecoder(loaded.family, 64)
-    found = list(evaluate(loaded.family, loaded.codec, decoder, corpora, "train", quiet=True))
+    tagger = Tagger.of(loaded)
+    found = list(evaluate(tagger, corpora, "train", quiet=True))
     assert [(entry.name, entry.num_sentences) for entry in found] == [("drugs", 2), ("news", 4)]
     assert [entry.score.total.expected for entry in found] == [3, 6]
     for entry in found:
@@ -150,18 +149,9 @@ def test_a_checkpoint_is_scored_corpus_by_corpus(folder: Path) -> None:
         assert entry.agreement is not None
         assert 0.0 <= entry.agreement <= 1.0
     with pytest.raises(CorpusError, match="no sentences in the dev split"):
-        next(evaluate(loaded.family, loaded.codec, decoder, corpora, "dev", quiet=True))
+        next(evaluate(tagger, corpora, "dev", quiet=True))
     with pytest.raises(CorpusError, match="no split 'exam'"):
-        next(evaluate(loaded.family, loaded.codec, decoder, corpora, "exam", quiet=True))
-
-
-def test_sentences_come_back_in_order_and_whole_however_long(folder: Path) -> None:
-    loaded = _load(folder)
-    sentences = [("rome",) * number for number in (90, 1, 7)]  # the first exceeds the context of 64 tokens
-    prompts = [(("place",), words) for words in sentences]
-    tagged = tag(loaded.family, loaded.codec, ExactDecoder(loaded.family, 64), prompts)
-    assert [len(row.tags) for row in tagged] == [90, 1, 7]
-    assert [len(row.draft or ()) for row in tagged] == [90, 1, 7]
+        next(evaluate(tagger, corpora, "exam", quiet=True))
 
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,16 +11,17 @@ from backend.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapters
 from backend.engine.checkpoint import Checkpoint, LoadedModel
 from backend.engine.codec import Codec
 from backend.engine.family import Family
+from backend.engine.tagger import Tagger
 from backend.errors import AdapterError, NotEnoughExamples, TrainingFailed
 from backend.learning import gate
 from backend.learning.annotations import AnnotatedText, ControlLabels, Project
 from backend.learning.examples import Example, LabelledText, Remapping, Snapshot
-from backend.learning.finetune import MIN_HELD_OUT, Outcome, Progress, TrainingSettings, _other_labels, answer, train
+from backend.learning.finetune import MIN_HELD_OUT, Outcome, Progress, TrainingSettings, _other_labels, train
 from backend.learning.lessons import is_held_out, lessons_of
 from backend.learning.registry import VersionInfo
 from backend.learning.targets import encode, losses
 from backend.ner.prompt import PromptFormat
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Question, Span
 from tests.learning.test_targets import with_head
 from tests.support import tiny
 
@@ -97,8 +98,9 @@ def run(
 
 
 def answers(model: LoadedModel, of: Snapshot) -> dict[int, tuple[Span, ...]]:
-    asked = [(labelled.labels, labelled) for example in of.examples for labelled in example.texts]
-    return {index: spans for some in answer(model, asked) for index, spans in some.items()}
+    texts = [labelled for example in of.examples for labelled in example.texts]
+    questions = [Question(Passage(labelled.text, labelled.breaks), labelled.labels) for labelled in texts]
+    return {index: spans for some in Tagger.of(model).answer(questions) for index, spans in some.items()}
 
 
 def version(outcome: Outcome) -> VersionInfo:
@@ -300,17 +302,6 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
     wild = TrainingSettings(rank=4, rate=1e30, min_steps=20, max_steps=20)
     with pytest.raises(TrainingFailed, match="the loss became"):
         run(loaded("bert"), project(), tmp_path, settings=wild)
-
-
-def test_texts_are_answered_in_windows_and_in_any_length() -> None:
-    model = loaded("bert")
-    long = LabelledText(" ".join(["Marie worked in Paris ."] * 120), (), LABELS, ())
-    of = snapshot([example(1, long, text("a work"), LabelledText(" ", (), LABELS, ()))])
-    found = answers(model, of)
-    assert sorted(found) == [0, 1, 2]
-    assert found[2] == ()
-    for index, labelled in enumerate(of.examples[0].texts):
-        assert all(0 <= span.start < span.end <= len(labelled.text) for span in found[index])
 
 
 def test_guard_sentences_that_a_tokenizer_cannot_write_are_left_out(tmp_path: Path) -> None:
