@@ -31,7 +31,7 @@ def test_an_old_table_is_found_and_replaced(
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "| old |" not in text
 
 
 def test_a_page_without_markers_is_an_error() -> None:
