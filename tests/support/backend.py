@@ -10,7 +10,7 @@ import requests
 from backend import store
 from backend.learning.annotations import Annotation
 from backend.learning.example_store import ExampleStore
-from tests.support.processes import Server
+from tests.support.processes import Server, wait_until
 
 Json = Any
 
@@ -40,7 +40,7 @@ class Backend:
 
     def is_ready(self) -> bool:
         try:
-            state = self.health()["state"]
+            state = str(self.health()["state"])
         except (requests.ConnectionError, requests.Timeout):  # not listening yet, or slow to start
             return False
         assert state != "failed", f"the model could not be loaded:\n{self.server.log_tail()}"
@@ -52,6 +52,18 @@ class Backend:
         answer = requests.post(f"{self.url}/predict", json=body, timeout=100)
         assert answer.status_code == 200, f"/predict answered {answer.status_code}: {answer.text[:1000]}"
         return list(answer.json()["results"])
+
+    def predict_all(self, project: str, label_config: str, tasks: list[Json], timeout_s: float) -> list[Json]:
+        """A prediction for every task. /predict is called again until none is missing.
+
+        On a slow machine /predict returns what is ready in time, and the rest is predicted in the background.
+        """
+
+        def complete() -> list[Json]:
+            predictions = self.predict(project, label_config, tasks)
+            return predictions if all(predictions) else []
+
+        return wait_until(f"{len(tasks)} predictions", complete, timeout_s)
 
     def setup(self, project: str, label_config: str) -> Json:
         body = {

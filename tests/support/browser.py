@@ -211,7 +211,7 @@ class Editor:
         """Selects the word's first occurrence in the text, as an annotator does."""
         x, y = self.browser.run(MIDDLE_OF_WORD, word)
         actions = ActionBuilder(self.browser.driver)
-        actions.pointer_action.move_to_location(x, y).double_click()
+        actions.pointer_action.move_to_location(x, y).double_click()  # type: ignore[no-untyped-call]
         actions.perform()
 
 

@@ -1,9 +1,10 @@
 """Tiny random models of each published class, with real tokenizers over the words of a few lines written here."""
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -13,6 +14,7 @@ from transformers import (
     EncoderDecoderModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -62,7 +64,7 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return _fast_tokenizer(tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 @cache
@@ -80,7 +82,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return _fast_tokenizer(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @cache
@@ -95,9 +97,11 @@ def bert_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=list(ids.items()))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return _fast_tokenizer(tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+def _fast_tokenizer(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens)  # type: ignore[no-untyped-call]
 
 
 def t5_model(seed: int = 0, *, scaled: bool = False) -> T5ForConditionalGeneration:
@@ -111,10 +115,10 @@ def t5_model(seed: int = 0, *, scaled: bool = False) -> T5ForConditionalGenerati
         num_layers=2,
         num_heads=4,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=scaled,
-        decoder_start_token_id=0,
         pad_token_id=0,
         eos_token_id=1,
+        # what every config takes, and T5Config's own signature does not list
+        **{"tie_word_embeddings": scaled, "decoder_start_token_id": 0},  # type: ignore[arg-type]
     )
     return _wide(T5ForConditionalGeneration(config))
 
@@ -153,13 +157,17 @@ def bert_model(seed: int = 0) -> EncoderDecoderModel:
     return _wide(model, attention=50, rest=0.6)
 
 
-def _wide(model: Any, *, attention: float = 2.5, rest: float = 2.5) -> Any:
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def _wide(model: Model, *, attention: float = 2.5, rest: float = 2.5) -> Model:
     """Random weights as they are initialised make every logit alike; scaled up, decisions depend on the prefix."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "position" not in name:
                 parameter.mul_(attention if "attention" in name else rest)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def t5(seed: int = 0, *, scaled: bool = False) -> tuple[Family, Codec]:
@@ -182,7 +190,7 @@ def bert(seed: int = 0) -> tuple[Family, Codec]:
 FAMILIES = {"t5": t5, "llama": llama, "bert": bert}
 
 
-_MODELS = {
+_MODELS: dict[str, tuple[Callable[[int], PreTrainedModel], Callable[[], PreTrainedTokenizerFast]]] = {
     "t5": (t5_model, t5_tokenizer),
     "llama": (llama_model, llama_tokenizer),
     "bert": (bert_model, bert_tokenizer),
