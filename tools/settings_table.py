@@ -11,8 +11,8 @@ from pathlib import Path
 from backend import settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
-BEGIN = "<!-- begin: written by tools/settings_table.py -->\n"
-END = "<!-- end -->\n"
+BEGIN = "<!-- begin: written by tools/settings_table.py -->\n\n"
+END = "\n<!-- end -->\n"
 
 
 def table() -> str:
