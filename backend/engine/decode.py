@@ -25,6 +25,7 @@ from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.drafter import Draft, Drafter, drafts_of
 from backend.engine.family import Family
 from backend.engine.memory import Memory
+from backend.ner.bio import OUTSIDE_INDEX, TagSet, begin_index, contains, first_of, made_legal, may_follow
 from backend.ner.grammar import Decision, Grammar
 
 
@@ -78,14 +79,16 @@ class _Row:
     @classmethod
     def of(cls, prompt: EncodedPrompt) -> "_Row":
         num_words = len(prompt.words)
-        draft = list(prompt.draft) if prompt.draft is not None else [0] * num_words
-        return cls(prompt, draft, [1] * num_words, [False] * num_words, [0] * num_words, [1.0] * num_words)
+        draft = list(prompt.draft) if prompt.draft is not None else [OUTSIDE_INDEX] * num_words
+        return cls(prompt, draft, [begin_index(0)] * num_words, [False] * num_words, [0] * num_words, [1.0] * num_words)
 
     @property
     def done(self) -> bool:
         last = len(self.tags) - 1
         # a draft that is not legal (any more) has not been looked at, and has no decisions to count
-        return last < 0 or (self._is_legal(last) and self.settled[last] == len(self.decisions(last)))
+        return last < 0 or (
+            may_follow(self.tags[last], self.tag_before(last)) and self.settled[last] == len(self.decisions(last))
+        )
 
     @property
     def answer_tokens(self) -> int:
@@ -94,11 +97,14 @@ class _Row:
     def grammar(self, word: int) -> Grammar:
         return self.prompt.codes[word].grammar
 
-    def allowed(self, word: int) -> int:
-        return self.grammar(word).allowed(self.tags[word - 1] if word else 0)
+    def tag_before(self, word: int) -> int:
+        return self.tags[word - 1] if word else OUTSIDE_INDEX
+
+    def allowed(self, word: int) -> TagSet:
+        return self.grammar(word).allowed(self.tag_before(word))
 
     def decisions(self, word: int) -> tuple[Decision, ...]:
-        return self.grammar(word).decisions(self.tags[word - 1] if word else 0, self.tags[word])
+        return self.grammar(word).decisions(self.tag_before(word), self.tags[word])
 
     def num_tokens(self, word: int) -> int:
         code = self.prompt.codes[word]
@@ -131,12 +137,7 @@ class _Row:
     def _legalise(self, word: int) -> None:
         """A draft may be wrong, but must be legal: an I- that may not stand here goes on with the label of the word
         before, which a correction has changed, or begins one of its own."""
-        if not self._is_legal(word):
-            before = self.tags[word - 1] if word else 0
-            self.tags[word] = before + before % 2 if before else self.tags[word] - 1
-
-    def _is_legal(self, word: int) -> bool:
-        return bool(self.allowed(word) >> self.tags[word] & 1)
+        self.tags[word] = made_legal(self.tags[word], self.tag_before(word))
 
     def apply(self, num_fed: int, checks: Sequence[Check], verdicts: "_Verdicts") -> int:
         """Settle what the pass verified, correct the first difference, and say how many fed tokens stay."""
@@ -157,11 +158,10 @@ class _Row:
             node = node.children[passed]
         self.tags[check.word] = self._guess(check.word, node.children[token].tags & self.allowed(check.word))
 
-    def _guess(self, word: int, candidates: int) -> int:
-        """One of the tags in a bit mask, between which nothing has been decided yet."""
-        if candidates >> self.label_tags[word] & 1:
-            return self.label_tags[word]
-        return (candidates & -candidates).bit_length() - 1
+    def _guess(self, word: int, candidates: TagSet) -> int:
+        """One of the tags between which nothing has been decided yet."""
+        label_tag = self.label_tags[word]
+        return label_tag if contains(candidates, label_tag) else first_of(candidates)
 
     def _redraft(self, checks: Sequence[Check], logits: NDArray[np.float32], legal: "_LegalTokens") -> None:
         """New drafts for the words behind a correction, from what the pass said of them (on a wrong prefix)."""

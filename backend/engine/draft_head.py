@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backend.errors import CheckpointError
+from backend.ner.bio import OUTSIDE_INDEX, begin_of, may_follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,13 @@ class DraftHead(nn.Module):
         )
 
     def forward(self, encoder_hidden: Tensor, word_positions: Tensor, label_spans: Tensor) -> Tensor:
-        """Tag logits (batch, words, 1 + 2 * labels), in the order of `prompt.tag_names`: O, B-1, I-1, B-2, I-2 ...
+        """Tag logits (batch, words, 1 + 2 * labels), in the order of `bio.tag_names`: O, B-1, I-1, B-2, I-2 ...
 
         `encoder_hidden` is (batch, source, hidden), before any projection to the decoder's size; `word_positions`
         (batch, words) and `label_spans` (batch, labels, 2) are those of `stack`. An empty span is no label: its two
         tags get minus infinity.
         """
         batch, num_source, _ = encoder_hidden.shape
-        num_words, num_labels = word_positions.shape[1], label_spans.shape[1]
         columns = torch.arange(num_source, device=encoder_hidden.device)
         within = (columns >= label_spans[..., :1]) & (columns < label_spans[..., 1:])  # (batch, labels, source)
         lengths = within.sum(-1, keepdim=True)
@@ -134,7 +134,7 @@ class DraftHead(nn.Module):
         of_labels = torch.stack([begin, inside], dim=-1).float()  # (batch, words, labels, 2)
         of_labels = of_labels.masked_fill((lengths == 0)[:, None, :, :], float("-inf"))
         outside = self.outside(word_states).float()
-        return torch.cat([outside, of_labels.reshape(batch, num_words, 2 * num_labels)], dim=-1)
+        return torch.cat([outside, of_labels.flatten(2)], dim=-1)
 
 
 def best_tags(logits: Tensor, num_words: Sequence[int]) -> list[list[int]]:
@@ -143,11 +143,11 @@ def best_tags(logits: Tensor, num_words: Sequence[int]) -> list[list[int]]:
     `logits` (batch, words, tags) are those of `DraftHead.forward`; row r has `num_words[r]` words. An I- that does
     not continue its own label becomes the B- of that label.
     """
-    rows = []
+    rows: list[list[int]] = []
     for best, length in zip(logits.argmax(-1).tolist(), num_words, strict=True):
         row: list[int] = []
         for tag in best[:length]:
-            is_inside = tag > 0 and tag % 2 == 0
-            row.append(tag - 1 if is_inside and not (row and row[-1] in (tag, tag - 1)) else tag)
+            before = row[-1] if row else OUTSIDE_INDEX
+            row.append(tag if may_follow(tag, before) else begin_of(tag))
         rows.append(row)
     return rows

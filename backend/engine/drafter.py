@@ -14,6 +14,7 @@ from backend.engine.codec import Codec, EncodedPrompt
 from backend.engine.draft_head import best_tags
 from backend.engine.family import Family
 from backend.errors import BackendError
+from backend.ner.bio import BEGIN_INDICES, begin_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ def drafts_of(logits: torch.Tensor, prompts: Sequence[EncodedPrompt]) -> list[Dr
     """Tag logits (batch, words, tags) -> guesses."""
     tags = best_tags(logits, [len(prompt.words) for prompt in prompts])
     probabilities = logits.softmax(-1).amax(-1).tolist()
-    labels = logits[..., 1::2].argmax(-1).tolist()
+    labels = logits[..., BEGIN_INDICES].argmax(-1).tolist()
     return [
-        Draft(row, sure[: len(row)], [1 + 2 * label for label in best[: len(row)]])
+        Draft(row, sure[: len(row)], [begin_index(label) for label in best[: len(row)]])
         for row, sure, best in zip(tags, probabilities, labels, strict=True)
     ]

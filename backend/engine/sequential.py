@@ -12,6 +12,7 @@ from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
 from backend.engine.family import Family
 from backend.engine.memory import Memory
+from backend.ner.bio import OUTSIDE_INDEX
 
 
 class SequentialDecoder:
@@ -32,7 +33,7 @@ class SequentialDecoder:
             return Decoded((), ())
         memory = self._family.begin([prompt])
         pending = list(memory.start_tokens)  # tokens that the model has not seen yet
-        tags: list[int] = [0]  # before the first word there is no open label
+        tags: list[int] = [OUTSIDE_INDEX]  # before the first word
         probabilities: list[float] = []
         for word, code in enumerate(prompt.codes):
             pending += code.forced
