@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.activations import NewGELUActivation
 
+from backend.engine.batches import batches_by_length
 from backend.engine.codec import EncodedPrompt
 from backend.engine.draft_head import DraftHead, stack
 from backend.engine.memory import Feed, Memory
@@ -79,23 +80,13 @@ def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, lengths: Sequence[int]
     """
     if ids.device.type != "cpu":
         return encoder(ids, mask)
-    groups = _alike(lengths, _CPU_ENCODER_TOKENS)
+    groups = batches_by_length(lengths, max_tokens=_CPU_ENCODER_TOKENS)
     widths = [max(lengths[row] for row in rows) for rows in groups]
     parts = [encoder(ids[rows, :width], mask[rows, :width]) for rows, width in zip(groups, widths, strict=True)]
     states = parts[0].new_zeros(*ids.shape, parts[0].shape[-1])
     for rows, width, part in zip(groups, widths, parts, strict=True):
         states[rows, :width] = part
     return states
-
-
-def _alike(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices in groups of like length, the shortest first; each group within `tokens`, padding included, or alone."""
-    groups: list[list[int]] = [[]]
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if groups[-1] and lengths[index] * (len(groups[-1]) + 1) > tokens:
-            groups.append([])
-        groups[-1].append(index)
-    return groups
 
 
 def _rows_of_head(hidden: Tensor, head: Any, token_ids: Tensor) -> Tensor:

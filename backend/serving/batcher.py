@@ -286,7 +286,8 @@ def _run_action(engine: Engine, action: _Action) -> None:
 def pick_batch(waiting: Sequence[_Waiting], limits: BatchLimits) -> list[_Waiting]:
     """The most urgent window and those of its version most like it in length, within the limits.
 
-    The most urgent is always taken, however long, so nothing waits forever.
+    The most urgent is always taken, however long, so nothing waits forever. That is the difference to
+    `batches_by_length`, which batches everything and starts with the shortest: this makes one batch around one window.
     """
     anchor = min(waiting, key=lambda w: w.order)
     # a batch must not mix versions: one set of weights is in force at a time
