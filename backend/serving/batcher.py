@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from backend.engine.codec import Codec, Decoded, EncodedPrompt
 from backend.engine.decode import Decoder
 from backend.errors import BackendError, ModelNotReady
 from backend.metrics import Metrics
+from backend.serving.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +44,6 @@ class State(str, enum.Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
-
-
-class Engine(Protocol):
-    """A loaded model as the batcher needs it."""
-
-    @property
-    def codec(self) -> Codec: ...
-
-    @property
-    def decoder(self) -> Decoder: ...
-
-    def activate(self, version: str) -> None:
-        """Have the decoder decode with this version; costs nothing for the one in force.
-
-        Raises a BackendError if it cannot be loaded.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
