@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
+from backend.engine.decoding_state import DecodingState
 from backend.engine.drafter import Draft, Drafter, drafts_of
 from backend.engine.family import Family
-from backend.engine.memory import Memory
 from backend.ner.bio import OUTSIDE_INDEX, TagSet, begin_index, contains, first_of, made_legal, may_follow
 from backend.ner.grammar import Decision, Grammar
 
@@ -256,16 +256,16 @@ class ExactDecoder:
         ]
 
     def _run(self, rows: list[_Row]) -> None:
-        memory = self._family.begin([row.prompt for row in rows])
-        self._draft(rows, memory)
+        state = self._family.begin([row.prompt for row in rows])
+        self._draft(rows, state)
         legal = _LegalTokens({code.grammar for row in rows for code in row.prompt.codes}, self._device)
         while rows:
             width = self._width(rows)
             # in a batch a row that stops early would only wait
             alone = len(rows) == 1
-            feeds = [row.feed(start, width, alone) for row, start in zip(rows, memory.start_tokens, strict=True)]
+            feeds = [row.feed(start, width, alone) for row, start in zip(rows, state.start_tokens, strict=True)]
             fed = [tokens for tokens, _ in feeds]
-            hidden = self._family.forward(memory, memory.feed(fed, self._device))
+            hidden = self._family.forward(state, state.feed(fed, self._device))
             self.work.passes += 1
             self.work.decoder_tokens += hidden.shape[0] * hidden.shape[1]
             verdicts = self._verdicts(hidden, rows, [checks for _, checks in feeds], legal)
@@ -275,7 +275,7 @@ class ExactDecoder:
             ]
             staying = [index for index, row in enumerate(rows) if not row.done]
             if staying:
-                memory.keep(accepted, staying)
+                state.keep(accepted, staying)
             rows = [rows[index] for index in staying]
 
     def _width(self, rows: Sequence[_Row]) -> int:
@@ -285,10 +285,10 @@ class ExactDecoder:
         (row,) = rows
         return self._window_tokens if any(row.unsure[row.word :]) else 2 * self._window_tokens
 
-    def _draft(self, rows: Sequence[_Row], memory: Memory) -> None:
+    def _draft(self, rows: Sequence[_Row], state: DecodingState) -> None:
         """Better drafts than O throughout: a prompt's own, else the model's draft head's, else the drafter's."""
         prompts = [row.prompt for row in rows]
-        logits = self._family.draft(prompts, memory)
+        logits = self._family.draft(prompts, state)
         drafts: Sequence[Draft | None] = []
         if logits is not None:
             drafts = drafts_of(logits, prompts)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
+from backend.engine.decoding_state import DecodingState
 from backend.engine.family import Family
-from backend.engine.memory import Memory
 from backend.ner.bio import OUTSIDE_INDEX
 
 
@@ -31,8 +31,8 @@ class SequentialDecoder:
         self.work.windows += 1
         if not prompt.words:
             return Decoded((), ())
-        memory = self._family.begin([prompt])
-        pending = list(memory.start_tokens)  # tokens that the model has not seen yet
+        state = self._family.begin([prompt])
+        pending = list(state.start_tokens)  # tokens that the model has not seen yet
         tags: list[int] = [OUTSIDE_INDEX]  # before the first word
         probabilities: list[float] = []
         for word, code in enumerate(prompt.codes):
@@ -43,7 +43,7 @@ class SequentialDecoder:
                 options = code.grammar.options(node, allowed)
                 token = options[0]
                 if len(options) > 1:
-                    logits = self._run(memory, pending, options)
+                    logits = self._run(state, pending, options)
                     chosen = self.choose(logits, prompt, word, offset, options)
                     probability *= float(logits.softmax(0)[chosen])
                     token, pending = options[chosen], []
@@ -58,11 +58,11 @@ class SequentialDecoder:
             tuple(probabilities),
         )
 
-    def _run(self, memory: Memory, pending: list[int], options: tuple[int, ...]) -> Tensor:
-        """Logits (options,) of what may follow the pending tokens, which become part of the memory."""
+    def _run(self, state: DecodingState, pending: list[int], options: tuple[int, ...]) -> Tensor:
+        """Logits (options,) of what may follow the pending tokens, which become part of the state."""
         device = self._family.model.device
-        hidden = self._family.forward(memory, memory.feed([pending], device))
-        memory.keep([len(pending)], [0])
+        hidden = self._family.forward(state, state.feed([pending], device))
+        state.keep([len(pending)], [0])
         self.work.passes += 1
         self.work.decoder_tokens += len(pending)
         return self._family.logits(hidden[0, -1:], torch.tensor(options, device=device))[0]
