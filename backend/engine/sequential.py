@@ -1,6 +1,6 @@
-"""Greedy constrained decoding step by step: the reference that exact decoding is held against.
+"""Greedy constrained decoding step by step: the reference for exact decoding.
 
-One prompt at a time; forced tokens go through the model in one call, then one decision is taken, and so on.
+It decodes one prompt at a time: it runs the forced tokens in one call, makes one decision, and repeats.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from backend.ner.bio import OUTSIDE_INDEX
 
 
 class SequentialDecoder:
-    """The plainest constrained decoder over a Family. Not thread-safe."""
+    """The simplest constrained decoder of a Family. Not thread-safe."""
 
     def __init__(self, family: Family) -> None:
         self.work = Work()
@@ -59,7 +59,7 @@ class SequentialDecoder:
         )
 
     def _run(self, state: DecodingState, pending: list[int], options: tuple[int, ...]) -> Tensor:
-        """Logits (options,) of what may follow the pending tokens, which become part of the state."""
+        """Logits (options,) of what may follow the pending tokens, which are then cached."""
         device = self._family.model.device
         hidden = self._family.forward(state, state.feed([pending], device))
         state.keep([len(pending)], [0])
@@ -70,10 +70,10 @@ class SequentialDecoder:
     def choose(
         self,
         logits: Tensor,
-        prompt: EncodedPrompt,  # noqa: ARG002  # for a benchmark that knows the answers
+        prompt: EncodedPrompt,  # noqa: ARG002  # for benchmarks that know the answers
         word: int,  # noqa: ARG002
         offset: int,  # noqa: ARG002
         options: tuple[int, ...],  # noqa: ARG002
     ) -> int:
-        """Index of the best of the legal tokens, whose logits are given."""
+        """The index of the chosen token among the legal ones, whose logits are given."""
         return int(logits.argmax())

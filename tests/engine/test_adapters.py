@@ -235,7 +235,7 @@ def _not_a_number(folder: Path) -> None:
         (_list_config, "cannot read the adapter"),
         (_odd_config, "r is '4', lora_alpha is 8"),
         (_lose_a_tensor, "1 of its tensors differ"),
-        (_not_a_number, "no numbers"),
+        (_not_a_number, "not finite"),
     ],
 )
 def test_a_damaged_adapter_is_refused_and_the_one_before_goes_on(damage: Any, message: str, tmp_path: Path) -> None:
