@@ -23,7 +23,7 @@ from backend.learning.registry import Registry
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, BatchLimits
 from backend.serving.cache import CacheLimits, PredictionCache
-from backend.serving.engine import Engine
+from backend.serving.engine import AdapterEngine
 from backend.serving.predictor import Predictor
 from backend.serving.versions import ServedVersions
 from backend.settings import Settings
@@ -73,7 +73,7 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     limits = BatchLimits(settings.batch_tokens or profile.batch_tokens, profile.batch_rows)
     registry = Registry(settings.model_dir, checkpoint.version)
 
-    def load_engine() -> Engine:
+    def load_engine() -> AdapterEngine:
         loaded = checkpoints.load(
             checkpoint,
             device,
@@ -84,7 +84,7 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
         decoder = _decoder(loaded, settings, profile)
         decoder.decode([loaded.codec.encode(("person",), ["warm", "up"])])
         log.info("%s is ready on %s in %s", checkpoint.version, device, loaded.dtype)
-        return Engine(loaded.codec, decoder, Adapters(loaded.family), registry)
+        return AdapterEngine(loaded.codec, decoder, Adapters(loaded.family), registry)
 
     metrics = Metrics()
     client = store.connect(settings.redis_url or store.embedded_url(settings.store_dir))

@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from backend.app import Services
 from backend.engine import checkpoint as checkpoints
-from backend.engine.adapters import Adapters
-from backend.engine.decode import ExactDecoder
-from backend.errors import AdapterError, CorruptVersion, UnknownVersion
 from backend.labelstudio import wire
 from backend.labelstudio.model import GNERModel
 from backend.learning.registry import ADAPTER_CONFIG_FILE, ADAPTER_FILE, Registry
-from backend.serving.engine import Engine
 from tests.support.running import CONFIG, TIMEOUT_S, count, publish_random, running, save_checkpoint
 
 A, B = "1.1795333437", "2.1795333999"
@@ -214,53 +209,6 @@ def test_a_version_that_went_bad_after_it_left_the_memory_is_replaced_within_the
     services.batcher.run(forget).result(TIMEOUT_S)
     assert ask(services, A)[0] == good
     assert newest in services.served.problems()[A]
-
-
-# --- the engine
-
-
-@pytest.fixture
-def engine(checkpoint: Path, tmp_path: Path) -> Engine:
-    loaded = checkpoints.load(checkpoints.resolve(str(checkpoint)), torch.device("cpu"), torch.float32)
-    registry = Registry(tmp_path, loaded.checkpoint.version)
-    adapters = Adapters(loaded.family, max_loaded=1)
-    return Engine(loaded.codec, ExactDecoder(loaded.family, 64), adapters, registry)
-
-
-def decode(engine: Engine) -> list[tuple[str, ...]]:
-    prompts = [engine.codec.encode(("person", "city"), text.split()) for text in TEXTS]
-    return [decoded.tags for decoded in engine.decoder.decode(prompts)]
-
-
-def test_a_version_that_left_the_memory_is_loaded_again(checkpoint: Path, engine: Engine) -> None:
-    base = engine.registry.base_version
-    versions = [publish_random(engine.registry, checkpoint, A, seed).version for seed in (1, 2)]
-    said: dict[str, list[tuple[str, ...]]] = {}
-    for version in (base, *versions, base, *versions):
-        engine.activate(version)
-        assert decode(engine) == said.setdefault(version, decode(engine))
-    assert len({str(tags) for tags in said.values()}) == 3
-
-
-def test_what_cannot_be_activated_leaves_in_force_what_was(checkpoint: Path, engine: Engine) -> None:
-    good, bad = (publish_random(engine.registry, checkpoint, A, seed).version for seed in (1, 2))
-    unfit = publish_random(engine.registry, checkpoint, B, 3).version
-    _garble_weights(engine.registry.folder(A, bad))
-    _garble_config(engine.registry.folder(B, unfit))
-    engine.activate(good)
-    said = decode(engine)
-    for version, error in ((bad, CorruptVersion), (unfit, AdapterError), ("gone", UnknownVersion)):
-        with pytest.raises(error):
-            engine.activate(version)
-        engine.activate(good)
-        assert decode(engine) == said
-
-
-def test_the_version_in_force_is_activated_for_nothing(checkpoint: Path, engine: Engine) -> None:
-    version = publish_random(engine.registry, checkpoint, A, seed=1).version
-    engine.activate(version)
-    _lose_weights(engine.registry.folder(A, version))
-    engine.activate(version)
 
 
 @pytest.mark.parametrize("decoding", ["exact", "sequential", "generate"])

@@ -1,11 +1,11 @@
-"""LoRA adapters on a loaded model: small trained differences, of which one at a time, or none, is in force.
+"""LoRA adapters on a loaded model: small trained changes, of which at most one is active.
 
-The layers are PEFT's, put in place of the model's linear layers, so that the families' code runs unchanged. With no
-adapter in force every layer is its base layer alone: outputs are then, bit for bit, those of the model without any.
+PEFT's layers replace the model's linear layers, so the families' code runs unchanged. Without an active adapter, every
+layer runs its base layer only: outputs equal those of the plain model bit for bit.
 
-A saved adapter is a folder in PEFT's format: `adapter_model.safetensors` holds `lora_A.weight` (rank, in) and
-`lora_B.weight` (out, rank) of each adapted layer, `adapter_config.json` rank, alpha and the layers' names. Nothing
-else of a config is obeyed.
+A saved adapter is a folder in PEFT's format. `adapter_model.safetensors` holds `lora_A.weight` (rank, in) and
+`lora_B.weight` (out, rank) of each adapted layer; `adapter_config.json` holds rank, alpha and the layers' names. Other
+settings in the config are ignored.
 
 Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685).
 """
@@ -29,15 +29,15 @@ from backend.errors import AdapterError
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
-_KEY_PREFIX = "base_model.model."  # what PEFT puts before a layer's name in the file
+_KEY_PREFIX = "base_model.model."  # PEFT's prefix of layer names in the file
 _MATRICES = ("lora_A", "lora_B")
-# The head turns hidden states into token scores for every label set; it is left as it was trained.
+# The head turns hidden states into token scores for every label set, so it is not adapted.
 _HEADS = ("lm_head", "cls")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSettings:
-    """Of a new adapter: B @ A of rank `rank` is scaled by alpha / rank and added to each adapted layer."""
+    """A new adapter: B @ A, of rank `rank`, is scaled by alpha / rank and added to each adapted layer."""
 
     rank: int = 16
     alpha: int = 32
@@ -46,7 +46,7 @@ class AdapterSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """What a folder holds. Tensors by layer name and matrix name."""
+    """An adapter's files in memory. Tensors are by layer name and matrix name."""
 
     rank: int
     alpha: int
@@ -57,13 +57,15 @@ class Adapters:
     """The adapters of one model. Not thread-safe: they belong to the model's thread, as the model does."""
 
     def __init__(self, family: Family, max_loaded: int = 16) -> None:
-        """At most `max_loaded` adapters stay in memory; the one least recently in force leaves first."""
+        """At most `max_loaded` adapters stay in memory; the least recently active one is dropped first."""
         self._model = family.model
         self._max_loaded = max_loaded
         self._keys: OrderedDict[str, str] = OrderedDict()  # name -> PEFT's name for it, least recently used first
         self._settings: dict[str, AdapterSettings] = {}
         self._numbers = count()
-        self._layers: dict[str, Any] = {}  # PEFT's layers by the name of the layer that each wraps, once they are there
+        self._layers: dict[
+            str, Any
+        ] = {}  # PEFT's layers by the name of the layer that each wraps; empty until the first adapter
         self._active: str | None = None
         self._targets = tuple(
             name
@@ -73,19 +75,19 @@ class Adapters:
 
     @property
     def active(self) -> str | None:
-        """The name of the adapter in force; None is the base model."""
+        """The name of the active adapter; None is the base model."""
         return self._active
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """The names of those in memory, the one least recently in force first."""
+        """The names of the adapters in memory, the least recently active one first."""
         return tuple(self._keys)
 
     def activate(self, name: str | None, folder: Path | None = None) -> None:
-        """Put an adapter in force; None: the base, as without any adapter. It is read from `folder` on first use.
+        """Activate an adapter; None activates the base model. An adapter is read from `folder` on first use.
 
-        Raises AdapterError, and leaves in force what was, if the folder's files are missing, damaged or of another
-        model, or if no folder is given for a name that is not in memory.
+        Raises AdapterError if the folder's files are missing, damaged or of another model, or if no folder is given for
+        an adapter that is not in memory. The adapter before then stays active.
         """
         if name is not None and name not in self._keys:
             if folder is None:
@@ -94,13 +96,13 @@ class Adapters:
         self._switch(name)
 
     def new(self, name: str, settings: AdapterSettings, parent: Path | None = None) -> list[nn.Parameter]:
-        """Make an adapter to be trained and put it in force; the result are its parameters, in float32.
+        """Create an adapter for training and activate it. Returns its parameters, in float32.
 
-        It begins as a copy of the one in `parent`, with that one's rank and alpha, or as no change at all.
-        Raises AdapterError for a name that is loaded, and what `activate` raises for a folder.
+        It starts as a copy of the adapter in `parent`, with its rank and alpha, or as no change at all.
+        Raises AdapterError for a name that is loaded already, and for a `parent` that `activate` could not read.
         """
         if name in self._keys:
-            raise AdapterError(f"there is an adapter {name!r} already")
+            raise AdapterError(f"an adapter {name!r} is loaded already")
         self._load(name, self._blank(settings) if parent is None else _read(parent, self._shapes()), torch.float32)
         self._switch(name)
         parameters = [
@@ -111,7 +113,7 @@ class Adapters:
         return parameters
 
     def scale(self, name: str, part: float) -> None:
-        """Keep the part `part`, 0..1, of what an adapter changes: weights between the base's and the trained ones.
+        """Reduce an adapter's change to the part `part`, 0..1: weights between those of the base and the trained ones.
 
         Raises AdapterError for a name that is not loaded.
         """
@@ -120,9 +122,9 @@ class Adapters:
             layer.lora_B[key].weight.data.mul_(part)
 
     def save(self, name: str, folder: Path) -> None:
-        """Write an adapter's two files into a folder that is there. Raises AdapterError for a name that is not loaded.
+        """Write an adapter's two files into an existing folder. The same weights give the same bytes.
 
-        The same weights give the same bytes.
+        Raises AdapterError for a name that is not loaded.
         """
         key = self._known(name)
         tensors = {
@@ -148,7 +150,7 @@ class Adapters:
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def drop(self, name: str) -> None:
-        """Remove an adapter from memory; if it was in force, the base now is.
+        """Remove an adapter from memory. If it was active, the base model becomes active.
 
         Raises AdapterError for a name that is not loaded.
         """
@@ -165,12 +167,12 @@ class Adapters:
         return self._keys[name]
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of each layer that is adapted."""
+        """(in, out) of each adapted layer."""
         modules = {name: self._model.get_submodule(name) for name in self._targets}
         return {name: (module.in_features, module.out_features) for name, module in modules.items()}
 
     def _blank(self, settings: AdapterSettings) -> _Saved:
-        """No change yet: B is zero, A is random as PEFT has it, but from a generator of its own."""
+        """An adapter that changes nothing yet: B is zero, A is random as in PEFT, but from a generator of its own."""
         generator = torch.Generator().manual_seed(settings.seed)
         tensors = {}
         for name, (size_in, size_out) in self._shapes().items():
@@ -181,9 +183,9 @@ class Adapters:
     def _load(self, name: str, saved: _Saved, dtype: torch.dtype) -> None:
         while len(self._keys) >= self._max_loaded:
             self.drop(next(iter(self._keys)))
-        from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and the base model needs none of it
+        from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and the base model does not need it
 
-        key = f"adapter{next(self._numbers)}"  # a version's name may hold dots, which a module's may not
+        key = f"adapter{next(self._numbers)}"  # a version's name may contain dots, a module's may not
         config = LoraConfig(r=saved.rank, lora_alpha=saved.alpha, target_modules=list(self._targets))
         if self._layers:
             for layer in self._layers.values():
@@ -197,7 +199,7 @@ class Adapters:
             for matrix in _MATRICES:
                 weight = getattr(layer, matrix)[key].weight
                 weight.data = saved.tensors[layer_name][matrix].to(weight.device, dtype)
-        self._switch(self._active)  # PEFT puts in force what it injects
+        self._switch(self._active)  # PEFT activates what it injects
 
     def _switch(self, name: str | None) -> None:
         for layer in self._layers.values():
@@ -209,12 +211,12 @@ class Adapters:
 
 
 def _read(folder: Path, shapes: dict[str, tuple[int, int]]) -> _Saved:
-    """An adapter's files, checked against the (in, out) of every layer that is adapted."""
+    """Read an adapter's files and check them against the (in, out) of every adapted layer."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         rank, alpha = config["r"], config["lora_alpha"]
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is not a mapping
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(f"cannot read the adapter in {folder}: {type(error).__name__}: {error}") from error
     if not (isinstance(rank, int) and isinstance(alpha, int) and rank > 0):
@@ -232,6 +234,6 @@ def _read(folder: Path, shapes: dict[str, tuple[int, int]]) -> _Saved:
             f"{wrong[0]} of shape {found.get(wrong[0])}, expected {expected.get(wrong[0])}"
         )
     if not all(torch.isfinite(tensor).all() for tensor in flat.values()):
-        raise AdapterError(f"the adapter in {folder} holds values that are no numbers")
+        raise AdapterError(f"the adapter in {folder} holds values that are not finite")
     tensors = {name: {matrix: flat[f"{_KEY_PREFIX}{name}.{matrix}.weight"] for matrix in _MATRICES} for name in shapes}
     return _Saved(rank, alpha, tensors)

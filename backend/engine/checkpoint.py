@@ -1,7 +1,7 @@
-"""A GNER checkpoint: where it is, what it is, and its model loaded.
+"""A GNER checkpoint: its files, what they describe, and the loaded model.
 
-`resolve` looks at files only (and downloads them, for a hub id), so that the web process knows name and version
-before any model is loaded; `load` makes the model.
+`resolve` reads the small files only (and downloads everything for a hub id), so the web process knows a checkpoint's
+name and version before the model is loaded. `load` loads the model.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from httpx2 import HTTPError  # what huggingface_hub lets through
+from httpx2 import HTTPError  # huggingface_hub passes it on
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
@@ -36,15 +36,16 @@ from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE, PromptFormat
 BUNDLED = Path(__file__).parent.parent / "models"
 DEFAULT_MODEL = "gner-mini"
 
-# Raise it when segmentation, prompts or decoding change what a checkpoint predicts: versions and cache keys hold it.
+# Increase this when segmentation, prompts or decoding change a checkpoint's predictions. It is part of every version
+# and of every cache key.
 _PREDICTION_CODE = "1"
-# The lengths at which the published checkpoints' training and evaluation cut source and target.
+# Training and evaluation of the published checkpoints cut source and target at these lengths.
 _PUBLISHED_LIMITS = Limits(source_tokens=640, target_tokens=640)
 _WEIGHTS = ("*.safetensors", "*.bin")
 _OTHER_FILES = ("*.json", "*.model", "*.txt")
-# Without any of these transformers makes a tokenizer of its own that knows no words.
+# Without one of these, transformers silently makes a tokenizer with an empty vocabulary.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-# Files up to this size enter the digest whole, larger ones with their size, beginning and end.
+# The digest covers files up to this size completely, and of larger files the size, the beginning and the end.
 _WHOLE_DIGEST_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
 
@@ -54,7 +55,7 @@ Quantization = Literal["off", "int8", "int4"]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint's files, read but not loaded. `scores` are its measured span F1 by test set, 0..1."""
+    """A checkpoint whose model is not loaded yet. `scores` are its measured span F1 by test set, 0..1."""
 
     name: str
     path: Path
@@ -67,7 +68,7 @@ class Checkpoint:
 
     @property
     def version(self) -> str:
-        """The model version that Label Studio is told: changes exactly when predictions may."""
+        """The model version that Label Studio shows. It changes exactly when predictions may change."""
         return f"{self.name}-{self.digest[:10]}"
 
 
@@ -83,9 +84,9 @@ class LoadedModel:
 
 
 def resolve(model: str) -> Checkpoint:
-    """A bundled checkpoint's name, a folder or a hub id -> its files.
+    """Find a checkpoint by the name of a bundled one, a folder or a hub id.
 
-    Raises CheckpointError, in one sentence that names the value, for whatever is missing.
+    Raises CheckpointError, which names the value, if anything is missing.
     """
     path = BUNDLED / model if (BUNDLED / model / "config.json").is_file() else Path(model)
     if not path.is_dir():
@@ -117,7 +118,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}") from None
+        raise CheckpointError(f"{path.parent} is not a checkpoint: it has no {path.name}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -174,7 +175,7 @@ def _draft_head(own: dict[str, Any], path: Path) -> Path | None:
 def _digest(path: Path) -> str:
     digest = hashlib.sha256(_PREDICTION_CODE.encode())
     for file in sorted(path.iterdir()):
-        if file.name == "gner.json":  # without its scores: to measure a checkpoint does not change it
+        if file.name == "gner.json":  # without its scores: measuring a checkpoint does not change it
             own = {key: value for key, value in _read_json(file).items() if key != "scores"}
             digest.update(f"\0{file.name}\0{json.dumps(own, sort_keys=True)}\0".encode())
             continue
@@ -195,14 +196,14 @@ def _download(model: str) -> Path:
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         names = ", ".join(sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()))
         raise CheckpointError(
-            f"checkpoint {model!r} is neither a bundled one ({names}), nor a folder, nor a hub id (owner/name)"
+            f"checkpoint {model!r} is neither a bundled one ({names}) nor a folder nor a hub id (owner/name)"
         )
     try:
         files = {sibling.rfilename for sibling in HfApi().model_info(model, timeout=20).siblings or ()}
         weights = "*.safetensors" if any(name.endswith(".safetensors") for name in files) else "*.bin"
         return Path(snapshot_download(model, allow_patterns=[weights, *_OTHER_FILES]))
     except HFValidationError as error:
-        raise CheckpointError(f"checkpoint {model!r} is no valid hub id: {error}") from error
+        raise CheckpointError(f"checkpoint {model!r} is not a valid hub id: {error}") from error
     except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         return _downloaded_before(model, error)
 
@@ -213,19 +214,19 @@ def _downloaded_before(model: str, error: Exception) -> Path:
     except LocalEntryNotFoundError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"checkpoint {model!r} is not on this machine and the hub did not give it ({reason}); copy it into a "
-            "folder and give that, or use the bundled gner-mini"
+            f"checkpoint {model!r} is not on this machine and cannot be downloaded ({reason}); copy it into a "
+            "folder and name that folder, or use the bundled gner-mini"
         ) from error
 
 
 def pick_device(setting: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device that is there. Raises InvalidSettings if it is not."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device of this machine. Raises InvalidSettings if there is none."""
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(setting)
     except RuntimeError:
-        raise InvalidSettings(f"GNER_DEVICE={setting!r} is no device: use auto, cpu, cuda or cuda:N") from None
+        raise InvalidSettings(f"GNER_DEVICE={setting!r} is not a device: use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise InvalidSettings(f"GNER_DEVICE={setting!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -234,7 +235,7 @@ def pick_device(setting: str) -> torch.device:
 
 
 def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """`auto`, `float32` or `bfloat16`. fp16 is not offered: it overflows in T5's feed-forward layers."""
+    """`auto`, `float32` or `bfloat16` -> a dtype. float16 is not offered: it overflows in T5's feed-forward layers."""
     if setting == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
@@ -248,43 +249,22 @@ def load(
     all_gpus: bool = False,
     quantization: Quantization = "off",
 ) -> LoadedModel:
-    """Load tokenizer and model. Never runs code that a checkpoint brings; `.bin` files are read weights-only.
+    """Load tokenizer and model. Never runs code from a checkpoint; `.bin` files are read weights-only.
 
-    `all_gpus` lays the layers over all of them, with `device` for the inputs. `quantization` is bitsandbytes'.
-    Raises CheckpointError if the files do not make a model, or do not fit into the device's memory.
+    `all_gpus` spreads the layers over all GPUs; inputs go to `device`. `quantization` needs bitsandbytes.
+    Raises CheckpointError if the files are not a model, or do not fit into the device's memory, and InvalidSettings.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not into a server's log
     placement = _placement(device, dtype, all_gpus=all_gpus, quantization=quantization)
-    auto_class = AutoModelForSeq2SeqLM if checkpoint.kind == "seq2seq" else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
-        loaded: Any = auto_class.from_pretrained(
-            checkpoint.path,
-            dtype=dtype,
-            trust_remote_code=False,
-            weights_only=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            **placement,
-        )
-        model, report = loaded
-        model = (model if placement else model.to(device)).eval()
+        model = _load_weights(checkpoint, device, dtype, placement)
     except torch.cuda.OutOfMemoryError as error:
-        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name!r} does not fit on {device}: {free_bytes / 2**30:.1f} of "
-            f"{total_bytes / 2**30:.1f} GiB are free; use a smaller checkpoint or another device"
-        ) from error
+        raise _does_not_fit(checkpoint, device) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r} in {checkpoint.path} cannot be loaded: {error}"
         ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:  # transformers has filled them with random numbers
-        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name!r} in {checkpoint.path} lacks {len(missing)} of the model's weights: "
-            f"{', '.join(missing[:3])} ..."
-        )
     codec = Codec(
         tokenizer,
         checkpoint.prompt_format,
@@ -295,10 +275,44 @@ def load(
     return LoadedModel(checkpoint, _family(checkpoint, model), codec, device, dtype)
 
 
+def _load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, placement: dict[str, Any]) -> Any:
+    auto_class = AutoModelForSeq2SeqLM if checkpoint.kind == "seq2seq" else AutoModelForCausalLM
+    loaded: Any = auto_class.from_pretrained(
+        checkpoint.path,
+        dtype=dtype,
+        trust_remote_code=False,
+        weights_only=True,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        **placement,
+    )
+    model, report = loaded
+    _require_all_weights(checkpoint, report)
+    return (model if placement else model.to(device)).eval()
+
+
+def _require_all_weights(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+    """transformers fills missing weights with random numbers. Raises CheckpointError if there are any."""
+    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} in {checkpoint.path} lacks {len(missing)} of the model's weights: "
+            f"{', '.join(missing[:3])} ..."
+        )
+
+
+def _does_not_fit(checkpoint: Checkpoint, device: torch.device) -> CheckpointError:
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return CheckpointError(
+        f"checkpoint {checkpoint.name!r} does not fit on {device}: {free_bytes / 2**30:.1f} of "
+        f"{total_bytes / 2**30:.1f} GiB are free; use a smaller checkpoint or another device"
+    )
+
+
 def _placement(
     device: torch.device, dtype: torch.dtype, *, all_gpus: bool, quantization: Quantization
 ) -> dict[str, Any]:
-    """What from_pretrained must know to place weights itself; empty where one device gets them as they are."""
+    """Arguments with which from_pretrained places the weights itself; none for one device without quantization."""
     if not all_gpus and quantization == "off":
         return {}
     if device.type != "cuda":
@@ -324,13 +338,14 @@ def _family(checkpoint: Checkpoint, model: Any) -> Family:
     if model.config.model_type == "encoder-decoder":
         if model.config.decoder.model_type != "bert":
             raise CheckpointError(
-                f"checkpoint {checkpoint.name!r} has a decoder {model.config.decoder.model_type!r}; known is bert"
+                f"checkpoint {checkpoint.name!r} has a decoder of type {model.config.decoder.model_type!r}; "
+                "only bert is supported"
             )
         head = DraftHead.load(checkpoint.draft_head) if checkpoint.draft_head is not None else None
         return BertToBertFamily(model, None if head is None else head.to(model.device, model.dtype))
     if model.config.model_type in ("t5", "mt5"):
         return T5Family(model)
     raise CheckpointError(
-        f"checkpoint {checkpoint.name!r} is of type {model.config.model_type!r}; known are t5, encoder-decoder (bert) "
-        "and decoder-only models"
+        f"checkpoint {checkpoint.name!r} is of type {model.config.model_type!r}; supported are t5, mt5, "
+        "encoder-decoder (bert) and decoder-only models"
     )

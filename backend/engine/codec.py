@@ -1,4 +1,4 @@
-"""Prompts <-> token ids, for one checkpoint's tokenizer. No model here: requests use it in their own threads."""
+"""Prompts <-> token ids, for one checkpoint's tokenizer. It needs no model, so requests use it in their own threads."""
 
 import re
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from backend.ner.prompt import PromptFormat
 from backend.ner.segment import Budget, WordCost
 from backend.ner.spans import Window, Word
 
-# A word before the one in question: it makes every tokenizer write the latter as it does in mid-sentence, and its
-# last letter merges with no bracket in any vocabulary that we know.
+# Placed before a word, so that every tokenizer encodes that word as in mid-sentence. The anchor's last letter merges
+# with a bracket in no vocabulary that we know.
 _ANCHOR = "Clooney"
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A checkpoint's context. For the published ones, the lengths at which training and evaluation cut (640)."""
+    """A checkpoint's context. For the published ones, the 640 tokens at which training and evaluation cut."""
 
     source_tokens: int
     target_tokens: int
@@ -31,7 +31,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class WordCode:
-    """A word in the target: forced tokens, then a path through the grammar."""
+    """A word in the target: its forced tokens, then a path through its grammar."""
 
     forced: tuple[int, ...]
     grammar: Grammar
@@ -41,8 +41,8 @@ class WordCode:
 class EncodedPrompt:
     """One window, ready for the decoder.
 
-    `draft` are indices of tags that the decoder may start from; a wrong draft costs time, never a label. `places`
-    are where words and labels stand in the source, for a checkpoint that has a draft head.
+    `draft` are indices of tags that the decoder starts from; a wrong draft costs time but never changes a label.
+    `places` tells where words and labels are in the source; only checkpoints with a draft head need it.
     """
 
     labels: tuple[str, ...]
@@ -62,7 +62,7 @@ class Decoded:
 
 
 class Codec:
-    """Turns words and labels into token ids. Thread-safe: its caches are lru_cache's, its tokenizer is only read."""
+    """Turns words and labels into token ids. Thread-safe: it caches with lru_cache and only reads the tokenizer."""
 
     def __init__(
         self,
@@ -73,9 +73,9 @@ class Codec:
         source_ends_with_eos: bool,
         locates_words: bool = False,
     ) -> None:
-        """`tokenizer` is a fast tokenizer; a causal model's prompt must not end with EOS, an encoder's does.
+        """`tokenizer` is a fast tokenizer. An encoder's prompt ends with EOS, a causal model's must not.
 
-        `locates_words`: prompts get their `places`, for a checkpoint that has a draft head.
+        `locates_words`: prompts get `places`, which a draft head needs.
         """
         self.tokenizer = tokenizer
         self._format = prompt_format
@@ -91,7 +91,7 @@ class Codec:
     def encode(
         self, labels: tuple[str, ...], words: Sequence[str], draft: Sequence[str] | None = None
     ) -> EncodedPrompt:
-        """Words and label names -> token ids. `draft` are tags, as Decoded has them.
+        """Words and labels -> token ids. `draft` are tags, as in Decoded.
 
         Raises LabelsIndistinguishable, and PromptTooLong if the prompt exceeds the checkpoint's context.
         """
@@ -114,12 +114,12 @@ class Codec:
     def windows(
         self, labels: tuple[str, ...], text: str, text_words: Sequence[Word], breaks: Sequence[int] = ()
     ) -> list[Window]:
-        """The windows in which a text's words are asked for. Raises PromptTooLong if the labels leave no room."""
+        """Cut a text's words into windows that fit. Raises PromptTooLong if the labels leave no room."""
         costs = [self.cost(labels, word.text) for word in text_words]
         return segment.windows(text, text_words, costs, self.budget(labels), breaks)
 
     def fits(self, labels: tuple[str, ...], words: Sequence[str]) -> bool:
-        """Whether the words could be one window."""
+        """Whether the words fit into one window."""
         costs = [self.cost(labels, word) for word in words]
         budget = self.budget(labels)
         return (
@@ -128,17 +128,17 @@ class Codec:
         )
 
     def cost(self, labels: tuple[str, ...], word: str) -> WordCost:
-        """What a word takes of the budget at most."""
+        """The most that a word takes of the budget."""
         code = self._word_code(labels, word)
         return WordCost(self._word_tokens(word), len(code.forced) + code.grammar.longest_path)
 
     def _budget(self, labels: tuple[str, ...]) -> Budget:
-        """What a label set leaves for words. The start and end tokens are counted as taken."""
+        """What a label set leaves for words, without the start and end tokens."""
         taken = len(self._source(labels, ())[0])
         return Budget(max(0, self.limits.source_tokens - taken), self.limits.target_tokens - 2)
 
     def _source(self, labels: tuple[str, ...], words: Sequence[str]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """The prompt's token ids, and where they stand in its text (empty unless words are located)."""
+        """The prompt's token ids, and their places in its text (empty unless `locates_words`)."""
         text = self._format.render([_encodable(label) for label in labels], [_encodable(word) for word in words])
         encoding = self.tokenizer(text, truncation=False, return_offsets_mapping=self._locates_words)
         ids: list[int] = encoding["input_ids"]
@@ -162,12 +162,12 @@ class Codec:
     def _encode_word(self, labels: tuple[str, ...], word: str) -> WordCode:
         """The word's tokens and its tag grammar, as tokenizing `word(tag)` as a whole gives them.
 
-        Mostly the word's tokens end where the bracket begins, and all words share the label set's grammar. A word
-        whose last sign merges with the bracket (`](` is a token of LLaMA's) gets a grammar of its own.
+        The word's tokens usually end where the bracket begins, so that all words share the label set's grammar. A word
+        whose last character merges with the bracket (`](` is a token of LLaMA) gets a grammar of its own.
         """
         grammar = self.grammar(labels)
         forced: tuple[int, ...] | None = None
-        # after the bracket a tag goes on with O, B or I: one of each shows every merge with the bracket
+        # after the bracket comes O, B or I: these three tags show every possible merge with the bracket
         for tag, path in zip(grammar.tags[:3], grammar.paths, strict=False):
             ids = self._ids_after_anchor(f"{_encodable(word)}({_encodable(tag)})")
             head = ids[: len(ids) - len(path)]
@@ -182,11 +182,11 @@ class Codec:
         return Grammar(labels, [self._ids_after_anchor(f"{_encodable(word)}({_encodable(tag)})") for tag in tags])
 
     def _ids_after_anchor(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text as they are after a space in mid-sentence."""
+        """Token ids of a text after a space in mid-sentence."""
         ids = self._raw_ids(f"{_ANCHOR} {text}")
         if ids[: len(self._anchor_ids)] == self._anchor_ids:
             return ids[len(self._anchor_ids) :]
-        # a text that a normaliser glues to the word before it (it begins with a combining mark, say)
+        # the normaliser joined the text to the anchor: it begins with a combining mark, for example
         return self._raw_ids(text)
 
     def _raw_ids(self, text: str) -> tuple[int, ...]:
@@ -194,5 +194,5 @@ class Codec:
 
 
 def _encodable(text: str) -> str:
-    """Lone surrogates cannot be UTF-8; to the model each is the replacement character, which has its length."""
+    """Replace lone surrogates, which UTF-8 cannot encode, with the replacement character, which has the same length."""
     return _LONE_SURROGATE.sub("\ufffd", text)

@@ -1,11 +1,11 @@
-"""Exact constrained decoding in a handful of passes.
+"""Exact constrained decoding in few passes.
 
-A GNER answer is nearly all known beforehand: words and brackets are forced, only tags are free. So the decoder drafts
-all tags, runs the drafted answer through the model teacher-forced, a window at a time, and keeps it up to the first
-tag that differs from the constrained argmax; that one is corrected and the next pass starts there, on the key-values
-of what was kept. Tags behind a correction are redrafted from the same pass (Jacobi iteration). Whatever the draft
-was, the result is that of greedy constrained decoding step by step (see sequential.py): a tag is only ever kept if
-it is the argmax given the kept tags before it.
+Most of a GNER answer is known beforehand: words and brackets are forced, only tags are free. The decoder drafts all
+tags, runs the drafted answer through the model (teacher forcing, one window at a time) and keeps it up to the first tag
+that differs from the constrained argmax. It corrects that tag and starts the next pass there, on the key-value cache of
+what was kept. Tags after a correction are drafted again from the same pass (Jacobi iteration). Whatever the draft, the
+result equals greedy constrained decoding step by step (see sequential.py): a tag is kept only if it is the argmax given
+the kept tags before it.
 
 Sources: speculative verification, Leviathan et al. 2023 (arXiv:2211.17192); Jacobi decoding, Santilli et al. 2023
 (arXiv:2305.10427).
@@ -22,24 +22,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
+from backend.engine.decoding_state import DecodingState
 from backend.engine.drafter import Draft, Drafter, drafts_of
 from backend.engine.family import Family
-from backend.engine.memory import Memory
+from backend.ner.bio import OUTSIDE_INDEX, TagSet, begin_index, contains, first_of, made_legal, may_follow
 from backend.ner.grammar import Decision, Grammar
 
 
 @dataclass(slots=True)
 class Work:
-    """What a decoder has done since it was made. tau = decoder_tokens / output_tokens."""
+    """What a decoder has done since it was created. tau = decoder_tokens / output_tokens."""
 
-    passes: int = 0  # calls of the decoder stack, whatever their batch size
+    passes: int = 0  # calls of the decoder stack, of any batch size
     decoder_tokens: int = 0  # tokens run through it, padding included
     output_tokens: int = 0  # tokens of the answers
     windows: int = 0  # prompts answered
 
 
 class Decoder(Protocol):
-    """The one function that every way of decoding offers."""
+    """What all decoders have in common."""
 
     work: Work
 
@@ -50,7 +51,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A decision that a pass can verify: `fed_index` is the fed token whose hidden state predicts it."""
+    """A decision that a pass can verify. The hidden state of the fed token `fed_index` predicts it."""
 
     fed_index: int
     word: int
@@ -59,10 +60,10 @@ class Check:
 
 @dataclass(slots=True)
 class _Row:
-    """One prompt on its way to its answer.
+    """One prompt while it is decoded. Lists have one entry per word.
 
-    `tags` are drafts; a word's first `settled[word]` decisions are final. `label_tags` are, per word, the B- tag to
-    guess where all that is known is that a label begins; `unsure` marks the words whose draft is likely wrong.
+    `tags` are drafts; the first `settled[word]` decisions of a word are final. `label_tags` are the B- tags to guess
+    where it is known only that an entity begins. `unsure` marks words whose draft is likely wrong.
     """
 
     prompt: EncodedPrompt
@@ -71,21 +72,23 @@ class _Row:
     unsure: list[bool]
     settled: list[int]
     probabilities: list[float]  # per word, the product over its settled decisions
-    word: int = 0  # where the next feed begins: word `word`, of which `cached_of_word` tokens are in the memory
+    word: int = 0  # the next feed begins in this word, of which `cached_of_word` tokens are cached
     cached_of_word: int = 0
-    started: bool = False  # whether the start token is in the memory
+    started: bool = False  # whether the start token is cached
 
     @classmethod
     def of(cls, prompt: EncodedPrompt) -> "_Row":
         num_words = len(prompt.words)
-        draft = list(prompt.draft) if prompt.draft is not None else [0] * num_words
-        return cls(prompt, draft, [1] * num_words, [False] * num_words, [0] * num_words, [1.0] * num_words)
+        draft = list(prompt.draft) if prompt.draft is not None else [OUTSIDE_INDEX] * num_words
+        return cls(prompt, draft, [begin_index(0)] * num_words, [False] * num_words, [0] * num_words, [1.0] * num_words)
 
     @property
     def done(self) -> bool:
         last = len(self.tags) - 1
-        # a draft that is not legal (any more) has not been looked at, and has no decisions to count
-        return last < 0 or (self._is_legal(last) and self.settled[last] == len(self.decisions(last)))
+        # an illegal draft has not been verified, and has no decisions to count
+        return last < 0 or (
+            may_follow(self.tags[last], self.tag_before(last)) and self.settled[last] == len(self.decisions(last))
+        )
 
     @property
     def answer_tokens(self) -> int:
@@ -94,11 +97,14 @@ class _Row:
     def grammar(self, word: int) -> Grammar:
         return self.prompt.codes[word].grammar
 
-    def allowed(self, word: int) -> int:
-        return self.grammar(word).allowed(self.tags[word - 1] if word else 0)
+    def tag_before(self, word: int) -> int:
+        return self.tags[word - 1] if word else OUTSIDE_INDEX
+
+    def allowed(self, word: int) -> TagSet:
+        return self.grammar(word).allowed(self.tag_before(word))
 
     def decisions(self, word: int) -> tuple[Decision, ...]:
-        return self.grammar(word).decisions(self.tags[word - 1] if word else 0, self.tags[word])
+        return self.grammar(word).decisions(self.tag_before(word), self.tags[word])
 
     def num_tokens(self, word: int) -> int:
         code = self.prompt.codes[word]
@@ -120,26 +126,20 @@ class _Row:
             checks += checks_of_word
             tokens += (code.forced + code.grammar.paths[self.tags[word]])[skip:]
             if stop_when_unsure and self.unsure[word] and not self.settled[word]:
-                # its decision is verified at the last fed token, and nothing is run behind a draft that is likely wrong
+                # the last fed token verifies this word; tokens after a draft that is likely wrong would be wasted
                 width = min(width, checks_of_word[0].fed_index + 1)
-            if len(tokens) > width:  # not at equality: the last fed token may predict the next word's first decision
+            if len(tokens) > width:  # not >=: the last fed token may predict the next word's first decision
                 break
         else:
-            width = min(width, checks[-1].fed_index + 1)  # behind the text's last decision nothing needs to be run
+            width = min(width, checks[-1].fed_index + 1)  # nothing needs to run after the text's last decision
         return tokens[:width], [check for check in checks if check.fed_index < width]
 
     def _legalise(self, word: int) -> None:
-        """A draft may be wrong, but must be legal: an I- that may not stand here goes on with the label of the word
-        before, which a correction has changed, or begins one of its own."""
-        if not self._is_legal(word):
-            before = self.tags[word - 1] if word else 0
-            self.tags[word] = before + before % 2 if before else self.tags[word] - 1
-
-    def _is_legal(self, word: int) -> bool:
-        return bool(self.allowed(word) >> self.tags[word] & 1)
+        """A draft may be wrong but must be legal; a correction of the word before may have made it illegal."""
+        self.tags[word] = made_legal(self.tags[word], self.tag_before(word))
 
     def apply(self, num_fed: int, checks: Sequence[Check], verdicts: "_Verdicts") -> int:
-        """Settle what the pass verified, correct the first difference, and say how many fed tokens stay."""
+        """Settle what the pass verified and correct the first difference. Returns how many fed tokens stay."""
         for index, check in enumerate(checks):
             choice = verdicts.choices[index]
             self.settled[check.word] += 1
@@ -157,14 +157,13 @@ class _Row:
             node = node.children[passed]
         self.tags[check.word] = self._guess(check.word, node.children[token].tags & self.allowed(check.word))
 
-    def _guess(self, word: int, candidates: int) -> int:
-        """One of the tags in a bit mask, between which nothing has been decided yet."""
-        if candidates >> self.label_tags[word] & 1:
-            return self.label_tags[word]
-        return (candidates & -candidates).bit_length() - 1
+    def _guess(self, word: int, candidates: TagSet) -> int:
+        """One of the candidates, between which no decision has been made yet."""
+        label_tag = self.label_tags[word]
+        return label_tag if contains(candidates, label_tag) else first_of(candidates)
 
     def _redraft(self, checks: Sequence[Check], logits: NDArray[np.float32], legal: "_LegalTokens") -> None:
-        """New drafts for the words behind a correction, from what the pass said of them (on a wrong prefix)."""
+        """New drafts for the words after a correction, from this pass's logits (which saw a wrong prefix)."""
         for word, of_word in groupby(enumerate(checks), key=lambda pair: pair[1].word):
             if word < len(self.tags) and self.settled[word]:
                 continue  # the corrected word itself
@@ -192,7 +191,7 @@ class _Row:
 
 
 class _LegalTokens:
-    """The columns that a batch's logits are computed for, and which of them each decision may choose."""
+    """The tokens that a batch's logits are computed for, and the columns that each decision may choose from."""
 
     def __init__(self, grammars: set[Grammar], device: torch.device) -> None:
         tokens = sorted(set().union(*(grammar.decision_tokens for grammar in grammars)))
@@ -201,7 +200,7 @@ class _LegalTokens:
         self._columns_of: dict[tuple[int, ...], NDArray[np.intp]] = {}
 
     def columns_of(self, decision: Decision) -> NDArray[np.intp]:
-        """Column of each of a decision's tokens, in their order."""
+        """The column of each token of a decision, in order."""
         known = self._columns_of.get(decision.tokens)
         if known is None:
             known = np.array([self.column[token] for token in decision.tokens])
@@ -211,7 +210,7 @@ class _LegalTokens:
 
 @dataclass(frozen=True, slots=True)
 class _Verdicts:
-    """What a pass says of one row's checks: the argmax among the legal tokens, its probability, and all logits."""
+    """The results of one row's checks: the argmax of the legal tokens, its probability, and all logits."""
 
     choices: list[int]
     probabilities: list[float]
@@ -220,16 +219,16 @@ class _Verdicts:
 
 
 class ExactDecoder:
-    """Draft, verify, correct. One instance per loaded model; not thread-safe, as the model is not."""
+    """Drafts, verifies, corrects. One instance per loaded model. Not thread-safe, as the model is not."""
 
     def __init__(
         self, family: Family, window_tokens: int, drafter: Drafter | None = None, *, draft_threshold: float = 0.0
     ) -> None:
-        """`window_tokens` bounds what one pass runs of a prompt alone whose draft is unsure somewhere, twice as many of
-        one whose draft is not, and half as many of each in a batch: short keeps a wrong draft cheap, long saves passes.
+        """`window_tokens` bounds the tokens of a pass. Short windows waste less on wrong drafts, long ones save passes.
 
-        `drafter` guesses for a model that has no draft head. A guess of the model's own head of less probability than
-        `draft_threshold` ends the window of a prompt that is alone: fewer tokens are run in vain, in more passes.
+        A single prompt with an unsure draft gets `window_tokens`, one without gets twice as many, and each prompt of a
+        batch gets half as many. `drafter` drafts for models without a draft head. For a single prompt, a draft of the
+        model's own head with a probability below `draft_threshold` is unsure and ends the window.
         """
         self.work = Work()
         self._family = family
@@ -256,16 +255,16 @@ class ExactDecoder:
         ]
 
     def _run(self, rows: list[_Row]) -> None:
-        memory = self._family.begin([row.prompt for row in rows])
-        self._draft(rows, memory)
+        state = self._family.begin([row.prompt for row in rows])
+        self._draft(rows, state)
         legal = _LegalTokens({code.grammar for row in rows for code in row.prompt.codes}, self._device)
         while rows:
             width = self._width(rows)
-            # in a batch a row that stops early would only wait
+            # in a batch, a row that stops early would only wait for the others
             alone = len(rows) == 1
-            feeds = [row.feed(start, width, alone) for row, start in zip(rows, memory.start_tokens, strict=True)]
+            feeds = [row.feed(start, width, alone) for row, start in zip(rows, state.start_tokens, strict=True)]
             fed = [tokens for tokens, _ in feeds]
-            hidden = self._family.forward(memory, memory.feed(fed, self._device))
+            hidden = self._family.forward(state, state.feed(fed, self._device))
             self.work.passes += 1
             self.work.decoder_tokens += hidden.shape[0] * hidden.shape[1]
             verdicts = self._verdicts(hidden, rows, [checks for _, checks in feeds], legal)
@@ -275,26 +274,26 @@ class ExactDecoder:
             ]
             staying = [index for index, row in enumerate(rows) if not row.done]
             if staying:
-                memory.keep(accepted, staying)
+                state.keep(accepted, staying)
             rows = [rows[index] for index in staying]
 
     def _width(self, rows: Sequence[_Row]) -> int:
-        """Tokens that the next pass runs of each row at most. In a batch every row is padded to the widest."""
+        """The most tokens of a row in the next pass. In a batch, all rows are padded to the widest."""
         if len(rows) > 1:
             return max(1, self._window_tokens // 2)
         (row,) = rows
         return self._window_tokens if any(row.unsure[row.word :]) else 2 * self._window_tokens
 
-    def _draft(self, rows: Sequence[_Row], memory: Memory) -> None:
-        """Better drafts than O throughout: a prompt's own, else the model's draft head's, else the drafter's."""
+    def _draft(self, rows: Sequence[_Row], state: DecodingState) -> None:
+        """Replace the first draft, all O: by the prompt's own, else the model's draft head's, else the drafter's."""
         prompts = [row.prompt for row in rows]
-        logits = self._family.draft(prompts, memory)
+        logits = self._family.draft(prompts, state)
         drafts: Sequence[Draft | None] = []
         if logits is not None:
             drafts = drafts_of(logits, prompts)
         elif self._drafter is not None:
             drafts = self._drafter.draft(prompts)
-        # another checkpoint's probabilities say little of where this one will differ: see docs/decisions.md
+        # another checkpoint's probabilities hardly predict where this one differs: see docs/decisions.md
         threshold = self._draft_threshold if logits is not None else 0.0
         for row, draft in zip(rows, drafts, strict=False):
             if draft is not None:
@@ -306,7 +305,7 @@ class ExactDecoder:
     def _verdicts(
         self, hidden: Tensor, rows: Sequence[_Row], checks: Sequence[Sequence[Check]], legal: _LegalTokens
     ) -> list[_Verdicts]:
-        """One per row, from the head's logits at the positions to be checked."""
+        """One result per row, from the logits at the positions to be checked."""
         flat = [(row, check) for row, of_row in enumerate(checks) for check in of_row]
         if not flat:
             return [_Verdicts([], [], np.empty((0, 0), dtype=np.float32), legal) for _ in checks]
@@ -332,5 +331,5 @@ class ExactDecoder:
         asked: Sequence[tuple[EncodedPrompt, Check]],  # noqa: ARG002
         column: Mapping[int, int],  # noqa: ARG002
     ) -> NDArray[np.float32]:
-        """For a benchmark that knows the answers: logits (checks, columns) as they shall count. `column` of a token."""
+        """A hook for benchmarks that know the answers: the logits (checks, columns) to use. `column` is by token."""
         return logits

@@ -1,4 +1,4 @@
-"""What suits each kind of device: how much one decoder pass verifies, and how much one batch holds."""
+"""Sizes for each kind of device: how much one decoder pass verifies, and how much one batch holds."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """Sizes that suit a device: the time of a pass grows with every token on a CPU, hardly at all on a GPU.
+    """Sizes that suit a device. The time of a pass grows with its tokens on a CPU, but hardly on a GPU.
 
     The measurements are in docs/decisions.md. `draft_threshold` is a probability, 0..1: a draft below it ends the
-    window of a text that is decoded alone. `batch_tokens` counts source and target, padding included.
+    window of a text that is decoded alone. `batch_tokens` counts source and target, with padding.
     """
 
     window_tokens: int

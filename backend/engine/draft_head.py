@@ -1,8 +1,8 @@
-"""The draft head: a guess at every word's tag from the encoder's output alone, in one small product.
+"""The draft head: guesses every word's tag from the encoder's output, in one small matrix product.
 
-A checkpoint folder may bring one (`draft_head` in its gner.json). It is trained together with the encoder, which it
-teaches to meet each word with the labels of the prompt; at inference the decoder starts from its guesses and only
-verifies them, so a wrong guess costs time and never a label.
+A checkpoint folder may contain one (`draft_head` in its gner.json). It is trained together with the encoder, which
+learns to relate each word to the labels of the prompt. The decoder starts from its guesses and verifies them: a wrong
+guess costs time but never changes a label.
 
 For word w, label l (the mean state of the label's tokens in the prompt) and d the head's size:
 
@@ -10,7 +10,7 @@ For word w, label l (the mean state of the label's tokens in the prompt) and d t
     score(w, I-l) = <inside h_w, label h_l> / sqrt(d) + inside_bias
     score(w, O)   = outside h_w + outside_bias
 
-Tensors of the file: `begin.weight`, `inside.weight`, `label.weight` (size, hidden), `begin_bias`, `inside_bias` (1,),
+Tensors in the file: `begin.weight`, `inside.weight`, `label.weight` (size, hidden), `begin_bias`, `inside_bias` (1,),
 `outside.weight` (1, hidden), `outside.bias` (1,).
 """
 
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backend.errors import CheckpointError
+from backend.ner.bio import OUTSIDE_INDEX, begin_of, may_follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def locate(template: str, labels: Sequence[str], words: Sequence[str], offsets: 
     """Places of the prompt `PromptFormat(template).render(labels, words)`.
 
     `offsets` are the tokenizer's: per token, the half-open range of the rendered prompt's code points (empty for
-    special tokens). A word or label without a token of its own gets the token that follows.
+    special tokens). A word or label without tokens gets the token after it.
     """
     head, rest = template.split("{labels}", 1)
     between = rest.split("{sentence}", 1)[0]
@@ -61,7 +62,7 @@ def _ranges(start: int, texts: Sequence[str], separator: str) -> list[tuple[int,
 
 
 def _token_spans(ranges: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of each range of code points (ascending), the tokens within it; at least one token is given."""
+    """The tokens within each range of code points (ascending), at least one each."""
     spans, token, last = [], 0, len(offsets) - 1
     for start, end in ranges:
         while token < last and (offsets[token][0] < start or offsets[token][0] == offsets[token][1]):
@@ -74,7 +75,7 @@ def _token_spans(ranges: Sequence[tuple[int, int]], offsets: Sequence[tuple[int,
 
 
 def stack(places: Sequence[Places], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """A batch's places as tensors, padded with zeros: word positions (batch, words), label spans (batch, labels, 2)."""
+    """Places as tensors, padded with zeros: word positions (batch, words) and label spans (batch, labels, 2)."""
     num_words = max(len(of_row.word_positions) for of_row in places)
     num_labels = max(len(of_row.label_spans) for of_row in places)
     words = [[*of_row.word_positions] + [0] * (num_words - len(of_row.word_positions)) for of_row in places]
@@ -83,7 +84,7 @@ def stack(places: Sequence[Places], device: torch.device | str = "cpu") -> tuple
 
 
 class DraftHead(nn.Module):
-    """Tag scores from the encoder's output. See the module's docstring for the formula."""
+    """Tag scores from the encoder's output. The formula is in the module's docstring."""
 
     def __init__(self, hidden_size: int, size: int) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class DraftHead(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "DraftHead":
-        """Read a head's safetensors file. Raises CheckpointError if it is missing or is not one."""
+        """Read a draft head from a safetensors file. Raises CheckpointError if it is missing or has other tensors."""
         try:
             tensors = load_file(path)
             size, hidden_size = tensors["label.weight"].shape
@@ -114,14 +115,13 @@ class DraftHead(nn.Module):
         )
 
     def forward(self, encoder_hidden: Tensor, word_positions: Tensor, label_spans: Tensor) -> Tensor:
-        """Tag logits (batch, words, 1 + 2 * labels), in the order of `prompt.tag_names`: O, B-1, I-1, B-2, I-2 ...
+        """Tag logits (batch, words, 1 + 2 * labels), in the order of `bio.tag_names`: O, B-1, I-1, B-2, I-2 ...
 
         `encoder_hidden` is (batch, source, hidden), before any projection to the decoder's size; `word_positions`
-        (batch, words) and `label_spans` (batch, labels, 2) are those of `stack`. An empty span is no label: its two
-        tags get minus infinity.
+        (batch, words) and `label_spans` (batch, labels, 2) are made by `stack`. An empty span is padding:
+        its two tags get minus infinity.
         """
         batch, num_source, _ = encoder_hidden.shape
-        num_words, num_labels = word_positions.shape[1], label_spans.shape[1]
         columns = torch.arange(num_source, device=encoder_hidden.device)
         within = (columns >= label_spans[..., :1]) & (columns < label_spans[..., 1:])  # (batch, labels, source)
         lengths = within.sum(-1, keepdim=True)
@@ -134,7 +134,7 @@ class DraftHead(nn.Module):
         of_labels = torch.stack([begin, inside], dim=-1).float()  # (batch, words, labels, 2)
         of_labels = of_labels.masked_fill((lengths == 0)[:, None, :, :], float("-inf"))
         outside = self.outside(word_states).float()
-        return torch.cat([outside, of_labels.reshape(batch, num_words, 2 * num_labels)], dim=-1)
+        return torch.cat([outside, of_labels.flatten(2)], dim=-1)
 
 
 def best_tags(logits: Tensor, num_words: Sequence[int]) -> list[list[int]]:
@@ -143,11 +143,11 @@ def best_tags(logits: Tensor, num_words: Sequence[int]) -> list[list[int]]:
     `logits` (batch, words, tags) are those of `DraftHead.forward`; row r has `num_words[r]` words. An I- that does
     not continue its own label becomes the B- of that label.
     """
-    rows = []
+    rows: list[list[int]] = []
     for best, length in zip(logits.argmax(-1).tolist(), num_words, strict=True):
         row: list[int] = []
         for tag in best[:length]:
-            is_inside = tag > 0 and tag % 2 == 0
-            row.append(tag - 1 if is_inside and not (row and row[-1] in (tag, tag - 1)) else tag)
+            before = row[-1] if row else OUTSIDE_INDEX
+            row.append(tag if may_follow(tag, before) else begin_of(tag))
         rows.append(row)
     return rows

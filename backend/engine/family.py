@@ -1,6 +1,7 @@
 """What differs between model families: T5, encoder-decoders of BERT's kind, and causal models.
 
-A Family begins a batch's memory (the encoder's output, or the prompt's key-values) and runs target tokens behind it.
+A Family begins a batch's decoding state (the encoder's output, or the prompt's key-value cache), then runs target
+tokens on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.activations import NewGELUActivation
 
+from backend.engine.batches import batches_by_length
 from backend.engine.codec import EncodedPrompt
+from backend.engine.decoding_state import DecodingState, Feed
 from backend.engine.draft_head import DraftHead, stack
-from backend.engine.memory import Feed, Memory
 from backend.engine.t5 import T5Layers
 
-# Measured on 16 prompts of 200 tokens, T5-base in bfloat16, and of 100 tokens, gner-mini: see docs/decisions.md.
+# Padded tokens per encoder call on a CPU. docs/decisions.md has the measurements, on T5-base and gner-mini.
 _CPU_ENCODER_TOKENS = 512
 
 Encoder = Callable[[Tensor, Tensor], Tensor]  # ids and mask (batch, source) -> hidden states (batch, source, hidden)
@@ -27,20 +29,23 @@ class Family(Protocol):
 
     model: Any
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
-        """Run the encoder, or the prompts but for their last token."""
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
+        """Run the encoder; a causal model runs the prompts without their last token."""
         ...
 
-    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:
-        """Guessed tag logits (batch, words, tags) from the source alone, or None if this checkpoint makes none."""
+    def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:
+        """The draft head's tag logits (batch, words, tags), from the source alone. None without a draft head."""
         ...
 
-    def forward(self, memory: Memory, feed: Feed) -> Tensor:
-        """Hidden states (batch, width, hidden) of the fed tokens, whose key-values become columns of the memory."""
+    def forward(self, state: DecodingState, feed: Feed) -> Tensor:
+        """Hidden states (batch, width, hidden) of the fed tokens, which become columns of the key-value cache."""
         ...
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
-        """The head's rows of `token_ids` (tokens,) at `hidden` (positions, hidden): (positions, tokens) in float32."""
+        """The language model head at `hidden` (positions, hidden), for `token_ids` (tokens,) only.
+
+        Returns (positions, tokens) in float32.
+        """
         ...
 
 
@@ -57,12 +62,14 @@ def pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _encode(encoder: Encoder, prompts: Sequence[EncodedPrompt], start_token: int, device: torch.device) -> Memory:
+def _encode(
+    encoder: Encoder, prompts: Sequence[EncodedPrompt], start_token: int, device: torch.device
+) -> DecodingState:
     """Run the encoder; the target is still empty."""
     ids, mask = pad([prompt.source_ids for prompt in prompts], device)
     lengths = [len(prompt.source_ids) for prompt in prompts]
     target = DynamicCache()
-    return Memory(
+    return DecodingState(
         cache=EncoderDecoderCache(target, DynamicCache()),
         target=target,
         start_tokens=[start_token] * len(prompts),
@@ -75,11 +82,11 @@ def _encode(encoder: Encoder, prompts: Sequence[EncodedPrompt], start_token: int
 def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Tensor:
     """The encoder's output (batch, source, hidden).
 
-    A CPU gets a few rows of like length at a time: there is less padding, and what a layer works on stays in its cache.
+    On a CPU, a few rows of like length run at a time: less is padded, and a layer's data stays in the CPU's cache.
     """
     if ids.device.type != "cpu":
         return encoder(ids, mask)
-    groups = _alike(lengths, _CPU_ENCODER_TOKENS)
+    groups = batches_by_length(lengths, max_tokens=_CPU_ENCODER_TOKENS)
     widths = [max(lengths[row] for row in rows) for rows in groups]
     parts = [encoder(ids[rows, :width], mask[rows, :width]) for rows, width in zip(groups, widths, strict=True)]
     states = parts[0].new_zeros(*ids.shape, parts[0].shape[-1])
@@ -88,18 +95,8 @@ def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, lengths: Sequence[int]
     return states
 
 
-def _alike(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices in groups of like length, the shortest first; each group within `tokens`, padding included, or alone."""
-    groups: list[list[int]] = [[]]
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if groups[-1] and lengths[index] * (len(groups[-1]) + 1) > tokens:
-            groups.append([])
-        groups[-1].append(index)
-    return groups
-
-
 def _rows_of_head(hidden: Tensor, head: Any, token_ids: Tensor) -> Tensor:
-    """The linear layer `head` at these tokens alone: (positions, tokens) in float32. It may lie on another GPU."""
+    """The linear layer `head` for these tokens only: (positions, tokens) in float32. It may be on another GPU."""
     token_ids = token_ids.to(head.weight.device)
     logits: Tensor = hidden.to(head.weight.device) @ head.weight[token_ids].T
     if head.bias is not None:
@@ -108,7 +105,7 @@ def _rows_of_head(hidden: Tensor, head: Any, token_ids: Tensor) -> Tensor:
 
 
 def _fuse_gelu(model: Any) -> None:
-    """GELU's tanh form in one step instead of eight: in bfloat16 it is also rounded once instead of eight times."""
+    """Run GELU's tanh form as one operation instead of eight; in bfloat16 it is then rounded once, not eight times."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -124,33 +121,33 @@ class T5Family:
         self._encoder, self._decoder = T5Layers(model.encoder), T5Layers(model.decoder)
         self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
         start_token = self.model.config.decoder_start_token_id
         return _encode(self._encoder.encode, prompts, start_token, self.model.device)
 
-    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:  # noqa: ARG002
+    def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:  # noqa: ARG002
         return None
 
-    def forward(self, memory: Memory, feed: Feed) -> Tensor:
-        assert isinstance(memory.cache, EncoderDecoderCache)
-        assert memory.source_hidden is not None
-        return self._decoder.decode(feed.tokens, feed.mask, memory.cache, memory.source_hidden, memory.source_mask)
+    def forward(self, state: DecodingState, feed: Feed) -> Tensor:
+        assert isinstance(state.cache, EncoderDecoderCache)
+        assert state.source_hidden is not None
+        return self._decoder.decode(feed.tokens, feed.mask, state.cache, state.source_hidden, state.source_mask)
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         return _rows_of_head(hidden * self._scale, self.model.lm_head, token_ids)
 
 
 class BertToBertFamily:
-    """EncoderDecoderModel with a BERT encoder and a BERT decoder: the bundled checkpoint's kind."""
+    """EncoderDecoderModel with a BERT encoder and a BERT decoder, as the bundled checkpoint is."""
 
     def __init__(self, model: Any, draft_head: DraftHead | None = None) -> None:
-        """The draft head reads the encoder's output as it is; the decoder a projection, where their sizes differ."""
+        """The draft head reads the encoder's output directly. The decoder reads a projection if their sizes differ."""
         self.model = model
         self._projection = getattr(model, "enc_to_dec_proj", nn.Identity())
         self._draft_head = draft_head
         self._head = model.decoder.cls.predictions
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
         start_token = self.model.generation_config.decoder_start_token_id
         return _encode(self._run_encoder, prompts, start_token, self.model.device)
 
@@ -158,21 +155,21 @@ class BertToBertFamily:
         hidden: Tensor = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden
 
-    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:
+    def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:
         places = [prompt.places for prompt in prompts if prompt.places is not None]
-        if self._draft_head is None or memory.source_hidden is None or len(places) < len(prompts):
+        if self._draft_head is None or state.source_hidden is None or len(places) < len(prompts):
             return None
-        logits: Tensor = self._draft_head(memory.source_hidden, *stack(places, self.model.device))
+        logits: Tensor = self._draft_head(state.source_hidden, *stack(places, self.model.device))
         return logits
 
-    def forward(self, memory: Memory, feed: Feed) -> Tensor:
+    def forward(self, state: DecodingState, feed: Feed) -> Tensor:
         output = self.model.decoder.bert(
             input_ids=feed.tokens,
             position_ids=feed.positions,
             attention_mask=feed.mask,
-            encoder_hidden_states=self._projection(memory.source_hidden),
-            encoder_attention_mask=memory.source_mask,
-            past_key_values=memory.cache,
+            encoder_hidden_states=self._projection(state.source_hidden),
+            encoder_attention_mask=state.source_mask,
+            past_key_values=state.cache,
             use_cache=True,
         )
         hidden: Tensor = output.last_hidden_state
@@ -184,12 +181,12 @@ class BertToBertFamily:
 
 
 class CausalFamily:
-    """LLaMA and other decoder-only models. The prompt's key-values are the memory."""
+    """LLaMA and other decoder-only models. The prompt is in the same key-value cache as the target."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> Memory:
+    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
         heads = [prompt.source_ids[:-1] for prompt in prompts]
         cache = DynamicCache()
         lengths = [len(head) for head in heads]
@@ -199,7 +196,7 @@ class CausalFamily:
             self.model.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
-        return Memory(
+        return DecodingState(
             cache=cache,
             target=cache,
             start_tokens=[prompt.source_ids[-1] for prompt in prompts],
@@ -207,15 +204,15 @@ class CausalFamily:
             num_columns=max(lengths),
         )
 
-    def draft(self, prompts: Sequence[EncodedPrompt], memory: Memory) -> Tensor | None:  # noqa: ARG002
+    def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:  # noqa: ARG002
         return None
 
-    def forward(self, memory: Memory, feed: Feed) -> Tensor:
+    def forward(self, state: DecodingState, feed: Feed) -> Tensor:
         output = self.model.model(
             input_ids=feed.tokens,
             position_ids=feed.positions,
             attention_mask=feed.mask,
-            past_key_values=memory.cache,
+            past_key_values=state.cache,
             use_cache=True,
         )
         hidden: Tensor = output.last_hidden_state

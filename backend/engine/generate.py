@@ -1,6 +1,6 @@
-"""Free-running generation, structured afterwards: the way of the paper, for parity with its published scores.
+"""Unconstrained generation, as in the paper, to reproduce its published scores.
 
-Slower than constrained decoding, and able to lose words; see ner/structure.py for how what it writes is aligned.
+It is slower than constrained decoding and may lose words. ner/structure.py aligns its output with the sentence.
 """
 
 import math
@@ -18,7 +18,7 @@ from backend.ner.structure import Respell, structure
 
 
 def respelling(tokenizer: Any) -> Respell:
-    """Words as a tokenizer writes them back: what it cannot represent becomes what the model would have written."""
+    """A function that tokenizes and decodes words, so that they look as the model would write them."""
 
     def respell(words: Sequence[str]) -> Sequence[str]:
         spelled: list[str] = tokenizer.batch_decode(tokenizer(list(words))["input_ids"], skip_special_tokens=True)
@@ -28,7 +28,7 @@ def respelling(tokenizer: Any) -> Respell:
 
 
 class GenerateDecoder:
-    """transformers' `generate` over a model that writes freely. Not thread-safe."""
+    """Decodes with transformers' `generate`, without constraints. Not thread-safe."""
 
     def __init__(self, model: Any, tokenizer: Any, *, num_beams: int, max_new_tokens: int) -> None:
         self.work = Work()
@@ -41,17 +41,29 @@ class GenerateDecoder:
     def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
         """Tag every word of each prompt; output order is input order.
 
-        There are no scores per word here: each gets the answer's, the exponent of its tokens' mean log-probability.
+        There are no probabilities per word: each word gets the answer's, the exponent of the mean log-probability of
+        its tokens.
         """
         if not prompts:
             return []
+        output = self._generate(prompts)
+        answers = output.sequences[:, -len(output.scores) :]
+        self._count_work(output, answers)
+        texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
+        scores = self._scores(output, answers)
+        return [
+            Decoded(self._tags(text, prompt), (score,) * len(prompt.words))
+            for prompt, text, score in zip(prompts, texts, scores, strict=True)
+        ]
+
+    def _generate(self, prompts: Sequence[EncodedPrompt]) -> Any:
         is_causal = not self._model.config.is_encoder_decoder
         ids, mask = pad([prompt.source_ids for prompt in prompts], self._model.device, left=is_causal)
-        output = self._model.generate(
+        return self._model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=self._max_new_tokens,
-            max_length=None,  # a checkpoint's own, which transformers would warn of
+            max_length=None,  # transformers warns if a checkpoint sets it as well
             num_beams=self._num_beams,
             do_sample=False,
             pad_token_id=self._pad_token_id,
@@ -59,24 +71,19 @@ class GenerateDecoder:
             output_scores=True,
             **self.options(prompts),
         )
-        num_steps = len(output.scores)
-        answers = output.sequences[:, -num_steps:]
+
+    def _count_work(self, output: Any, answers: Tensor) -> None:
+        num_steps, num_prompts = len(output.scores), len(answers)
         self.work.passes += num_steps
-        self.work.decoder_tokens += num_steps * len(prompts) * self._num_beams
+        self.work.decoder_tokens += num_steps * num_prompts * self._num_beams
         self.work.output_tokens += int((answers != self._pad_token_id).sum())
-        self.work.windows += len(prompts)
-        texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
-        scores = self._scores(output, answers)
-        return [
-            Decoded(
-                structure(self._with_tags(text, prompt.labels), prompt.words, prompt.labels, self._respell),
-                (score,) * len(prompt.words),
-            )
-            for prompt, text, score in zip(prompts, texts, scores, strict=True)
-        ]
+        self.work.windows += num_prompts
+
+    def _tags(self, text: str, prompt: EncodedPrompt) -> tuple[str, ...]:
+        return structure(self._with_tags(text, prompt.labels), prompt.words, prompt.labels, self._respell)
 
     def options(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:  # noqa: ARG002  # for a benchmark
-        """More arguments of `generate`."""
+        """Further arguments of `generate`."""
         return {}
 
     @property
@@ -85,7 +92,7 @@ class GenerateDecoder:
         return int(self._tokenizer.eos_token_id if pad_id is None else pad_id)
 
     def _with_tags(self, text: str, labels: Sequence[str]) -> str:
-        """What an uncased tokenizer writes as `( b - person )` is `(B-person)`."""
+        """Restore the tags in a text: an uncased tokenizer writes `(B-person)` as `( b - person )`."""
         tags = [f"({tag})" for tag in tag_names(labels)]
         for written, tag in zip(self._respell(tags), tags, strict=True):
             text = text.replace(written, tag)

@@ -1,6 +1,6 @@
-"""Greedy constrained decoding step by step: the reference that exact decoding is held against.
+"""Greedy constrained decoding step by step: the reference for exact decoding.
 
-One prompt at a time; forced tokens go through the model in one call, then one decision is taken, and so on.
+It decodes one prompt at a time: it runs the forced tokens in one call, makes one decision, and repeats.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
+from backend.engine.decoding_state import DecodingState
 from backend.engine.family import Family
-from backend.engine.memory import Memory
+from backend.ner.bio import OUTSIDE_INDEX
 
 
 class SequentialDecoder:
-    """The plainest constrained decoder over a Family. Not thread-safe."""
+    """The simplest constrained decoder of a Family. Not thread-safe."""
 
     def __init__(self, family: Family) -> None:
         self.work = Work()
@@ -30,9 +31,9 @@ class SequentialDecoder:
         self.work.windows += 1
         if not prompt.words:
             return Decoded((), ())
-        memory = self._family.begin([prompt])
-        pending = list(memory.start_tokens)  # tokens that the model has not seen yet
-        tags: list[int] = [0]  # before the first word there is no open label
+        state = self._family.begin([prompt])
+        pending = list(state.start_tokens)  # tokens that the model has not seen yet
+        tags: list[int] = [OUTSIDE_INDEX]  # before the first word
         probabilities: list[float] = []
         for word, code in enumerate(prompt.codes):
             pending += code.forced
@@ -42,7 +43,7 @@ class SequentialDecoder:
                 options = code.grammar.options(node, allowed)
                 token = options[0]
                 if len(options) > 1:
-                    logits = self._run(memory, pending, options)
+                    logits = self._run(state, pending, options)
                     chosen = self.choose(logits, prompt, word, offset, options)
                     probability *= float(logits.softmax(0)[chosen])
                     token, pending = options[chosen], []
@@ -57,11 +58,11 @@ class SequentialDecoder:
             tuple(probabilities),
         )
 
-    def _run(self, memory: Memory, pending: list[int], options: tuple[int, ...]) -> Tensor:
-        """Logits (options,) of what may follow the pending tokens, which become part of the memory."""
+    def _run(self, state: DecodingState, pending: list[int], options: tuple[int, ...]) -> Tensor:
+        """Logits (options,) of what may follow the pending tokens, which are then cached."""
         device = self._family.model.device
-        hidden = self._family.forward(memory, memory.feed([pending], device))
-        memory.keep([len(pending)], [0])
+        hidden = self._family.forward(state, state.feed([pending], device))
+        state.keep([len(pending)], [0])
         self.work.passes += 1
         self.work.decoder_tokens += len(pending)
         return self._family.logits(hidden[0, -1:], torch.tensor(options, device=device))[0]
@@ -69,10 +70,10 @@ class SequentialDecoder:
     def choose(
         self,
         logits: Tensor,
-        prompt: EncodedPrompt,  # noqa: ARG002  # for a benchmark that knows the answers
+        prompt: EncodedPrompt,  # noqa: ARG002  # for benchmarks that know the answers
         word: int,  # noqa: ARG002
         offset: int,  # noqa: ARG002
         options: tuple[int, ...],  # noqa: ARG002
     ) -> int:
-        """Index of the best of the legal tokens, whose logits are given."""
+        """The index of the chosen token among the legal ones, whose logits are given."""
         return int(logits.argmax())

@@ -1,9 +1,9 @@
-"""T5's layers as serving runs them.
+"""T5's layers, run with less overhead than in transformers.
 
-transformers' own stacks add the position bias to the mask again in every layer, attend to the source through a bias of
-zeros, and ask in every layer what the model's config says. Here both biases are made once a pass. The linear layers are
-called as the modules that they are, so adapters and quantised layers work as they do in transformers. float16, in which
-T5's feed-forward layers overflow, is not provided for.
+transformers adds the position bias to the mask again in every layer, attends to the source through a bias of zeros, and
+reads the model's config in every layer. Here both biases are computed once per pass. The linear layers are called as
+modules, so adapters and quantised layers work as in transformers. float16 is not supported: T5's feed-forward layers
+overflow in it.
 
 Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer" (T5).
 """
@@ -17,7 +17,7 @@ from transformers import EncoderDecoderCache
 
 
 class T5Layers:
-    """The encoder or the decoder of a T5 model, which may be spread over several devices."""
+    """The encoder or the decoder of a T5 model, whose layers may be on several devices."""
 
     def __init__(self, stack: Any) -> None:
         """`stack` is the model's `encoder` or `decoder`."""
@@ -44,42 +44,39 @@ class T5Layers:
         source_hidden: Tensor,
         source_mask: Tensor | None,
     ) -> Tensor:
-        """Tokens (batch, width) behind the cache's columns -> hidden states (batch, width, hidden).
+        """Tokens (batch, width) that follow the cache's columns -> hidden states (batch, width, hidden).
 
-        `mask` is (batch, columns + width), `source_mask` (batch, source), None where no source is padded. The tokens'
-        key-values become columns of the cache; those of the source are computed by the first call and kept there.
+        `mask` is (batch, columns + width), `source_mask` (batch, source); None if no source is padded. The tokens
+        become columns of the key-value cache; the source's key-values are computed by the first call and kept there.
         """
-        width, columns = tokens.shape[1], mask.shape[1]
         hidden: Tensor = self._stack.embed_tokens(tokens)
-        behind = torch.ones(width, columns, dtype=torch.bool, device=mask.device).tril(columns - width)
-        bias = _hide(self._distance_bias(width, columns), mask.bool()[:, None, None, :] & behind)
-        source_bias = None
-        if source_mask is not None:
-            seen = source_mask.bool()[:, None, None, :].expand(-1, bias.shape[1], width, -1)
-            source_bias = _hide(hidden.new_zeros(()), seen)
+        bias = self._causal_bias(tokens.shape[1], mask)
+        source_bias = None if source_mask is None else _source_bias(source_mask, bias, hidden)
         for index, block in enumerate(self._stack.block):
             attention, cross, feed_forward = block.layer
             hidden, bias = _to_device_of(block, hidden, bias)
             normed = _norm(attention.layer_norm, hidden)
             keys, values = cache.self_attention_cache.update(*_key_values(attention.SelfAttention, normed), index)
             hidden = hidden + _attend(attention.SelfAttention, normed, keys, values, bias)
-            if not cache.is_updated.get(index):
-                (source,) = _to_device_of(block, source_hidden)
-                cache.cross_attention_cache.update(*_key_values(cross.EncDecAttention, source), index)
-                cache.is_updated[index] = True
             if source_bias is not None:
                 (source_bias,) = _to_device_of(block, source_bias)
-            kept: Any = cache.cross_attention_cache.layers[index]
+            keys, values = _source_key_values(block, index, cache, source_hidden)
             normed = _norm(cross.layer_norm, hidden)
-            hidden = hidden + _attend(cross.EncDecAttention, normed, kept.keys, kept.values, source_bias)
+            hidden = hidden + _attend(cross.EncDecAttention, normed, keys, values, source_bias)
             hidden = hidden + feed_forward.DenseReluDense(_norm(feed_forward.layer_norm, hidden))
         return _norm(self._stack.final_layer_norm, hidden)
 
+    def _causal_bias(self, width: int, mask: Tensor) -> Tensor:
+        """(batch, heads, width, columns): the distance bias, without columns that are masked or come later."""
+        columns = mask.shape[1]
+        earlier = torch.ones(width, columns, dtype=torch.bool, device=mask.device).tril(columns - width)
+        return _hide(self._distance_bias(width, columns), mask.bool()[:, None, None, :] & earlier)
+
     def _distance_bias(self, width: int, columns: int) -> Tensor:
-        """(1, heads, width, columns): what distance adds to the scores of the last `width` of `columns` tokens."""
+        """(1, heads, width, columns): the relative position bias of the last `width` of `columns` tokens."""
         attention = self._stack.block[0].layer[0].SelfAttention
         embedding = attention.relative_attention_bias
-        # from the last query's distance to the first column to the first query's to the last
+        # from the last query and the first column to the first query and the last column
         distances = torch.arange(1 - columns, width, device=embedding.weight.device)
         buckets = attention._relative_position_bucket(
             distances,
@@ -88,8 +85,27 @@ class T5Layers:
             max_distance=attention.relative_attention_max_distance,
         )
         by_distance: Tensor = embedding(buckets).T
-        # each query sees the same row of distances, one further on
+        # each query sees the same row of distances, shifted by one
         return by_distance.unfold(1, columns, 1).flip(1)[None]
+
+
+def _source_bias(source_mask: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    """(batch, heads, width, source): zero, except at padding. `bias` is that of self-attention."""
+    _, heads, width, _ = bias.shape
+    seen = source_mask.bool()[:, None, None, :].expand(-1, heads, width, -1)
+    return _hide(hidden.new_zeros(()), seen)
+
+
+def _source_key_values(
+    block: Any, index: int, cache: EncoderDecoderCache, source_hidden: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The source's keys and values in block `index`, computed on first use."""
+    if not cache.is_updated.get(index):
+        (source,) = _to_device_of(block, source_hidden)
+        cache.cross_attention_cache.update(*_key_values(block.layer[1].EncDecAttention, source), index)
+        cache.is_updated[index] = True
+    cached: Any = cache.cross_attention_cache.layers[index]
+    return cached.keys, cached.values
 
 
 def _to_device_of(block: Any, *tensors: Tensor) -> list[Tensor]:
@@ -98,15 +114,15 @@ def _to_device_of(block: Any, *tensors: Tensor) -> list[Tensor]:
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
-    """In the norm's own type: `hidden` is float32 where a model keeps its last feed-forward weights in it."""
+    """RMS norm. The result has the norm's dtype: `hidden` is float32 after feed-forward weights kept in float32."""
     weight: Tensor = norm.weight
-    hidden = hidden.to(weight.device)  # the last layer's may be another
+    hidden = hidden.to(weight.device)  # the last layer may be on another device
     normed = functional.rms_norm(hidden, weight.shape, weight.to(hidden.dtype), norm.variance_epsilon)
     return normed.to(weight.dtype)
 
 
 def _hide(bias: Tensor, seen: Tensor) -> Tensor:
-    """The bias where `seen`, and the lowest number elsewhere: a row that sees nothing stays finite."""
+    """The bias where `seen`, elsewhere the lowest finite number, so that a row that sees nothing has no NaN."""
     return torch.where(seen.to(bias.device), bias, torch.finfo(bias.dtype).min)
 
 
@@ -116,7 +132,7 @@ def _key_values(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend(attention: Any, normed: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """(batch, tokens, hidden): what is added to the hidden states. T5 does not scale its scores."""
+    """Attention as (batch, tokens, hidden), to be added to the hidden states. T5 does not scale its scores."""
     query = _by_head(attention, attention.q(normed))
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         found = _attend_in_steps(query, keys, values, bias)
@@ -127,7 +143,7 @@ def _attend(attention: Any, normed: Tensor, keys: Tensor, values: Tensor, bias: 
 
 
 def _attend_in_steps(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """What torch's fused attention computes; in bfloat16 on a CPU that one takes up to twice the time."""
+    """The same as torch's fused attention, which takes up to twice the time in bfloat16 on a CPU."""
     queries, keys, values = (states.flatten(0, 1) for states in (query, keys, values))
     if bias is None:
         scores = torch.bmm(queries, keys.transpose(1, 2))

@@ -13,10 +13,10 @@ from backend.errors import InvalidLabelConfig, ModelNotReady
 from backend.labelstudio import regions, schema, wire
 from backend.labelstudio.regions import TextUnit
 from backend.labelstudio.schema import Control
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Question, Span
 from backend.serving.batcher import Priority
 from backend.serving.cache import TextPrediction
-from backend.serving.predictor import Predictor, Query
+from backend.serving.predictor import Predictor
 from backend.serving.versions import UNUSABLE, ServedVersions
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         while True:
             try:
                 timeout_s = max(0.0, deadline_s - time.monotonic())
-                answers = iter(predictor.predict(_queries(texts), timeout_s, _priority(tasks, context), served))
+                answers = iter(predictor.predict(_questions(texts), timeout_s, _priority(tasks, context), served))
                 break
             except UNUSABLE as error:  # its adapter has gone bad: all of the request is answered by another version
                 served = versions.replace(project or self._project, served, error)
@@ -109,7 +109,7 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         """Have tasks predicted in the background, into the cache."""
         predictor, versions = self._require_serving()
         served = versions.of(project or self._project)
-        predictor.prefetch(_queries(_texts(tasks, self.schema.controls)), served)
+        predictor.prefetch(_questions(_texts(tasks, self.schema.controls)), served)
 
     def _require_serving(self) -> tuple[Predictor, ServedVersions]:
         if self._predictor is None or self._versions is None:
@@ -135,9 +135,9 @@ def _texts(tasks: Sequence[wire.Task], controls: Sequence[Control]) -> list[_Tex
     return [[(control, regions.units(control, task.data)) for control in controls] for task in tasks]
 
 
-def _queries(texts: Sequence[_TextsOfTask]) -> list[Query]:
+def _questions(texts: Sequence[_TextsOfTask]) -> list[Question]:
     return [
-        Query(unit.text, control.label_names, unit.breaks)
+        Question(Passage(unit.text, unit.breaks), control.label_names)
         for of_task in texts
         for control, units in of_task
         for unit in units

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from backend.engine.codec import Codec
 from backend.learning.examples import Example
 from backend.ner import segment
-from backend.ner.bio import Mention, replace_mentions
+from backend.ner.bio import Mention, begun_anew, replace_mentions
 from backend.ner.spans import Span
 
 _HELD_OUT = 5  # one task of so many is held out
@@ -81,17 +81,11 @@ def lessons_of(
         Lesson(
             labels,
             tuple(word.text for word in window.words),
-            _legal_start(tags[window.first_word : window.first_word + len(window.words)]),
+            begun_anew(tags[window.first_word : window.first_word + len(window.words)]),
             weight,
         )
         for window in codec.windows(labels, text, words, breaks)
     ]
-
-
-def _legal_start(tags: Sequence[str]) -> tuple[str, ...]:
-    """A span that a window cuts begins with it."""
-    first = "B-" + tags[0][2:] if tags[0].startswith("I-") else tags[0]
-    return (first, *tags[1:])
 
 
 Mentions = Mapping[str, Sequence[tuple[str, ...]]]  # the words of entities, by label

@@ -18,6 +18,7 @@ from torch.nn import functional
 from backend.engine.codec import Codec, EncodedPrompt
 from backend.engine.family import Family, pad
 from backend.learning.lessons import Lesson
+from backend.ner.bio import OUTSIDE_INDEX, num_tags
 from backend.ner.grammar import Decision
 
 _PASS_TOKENS = 8192  # source and target of a pass that needs no gradients, padded
@@ -68,7 +69,7 @@ def encode(codec: Codec, lesson: Lesson) -> Taught:
     tokens: list[int] = []
     positions: list[int] = []
     decisions: list[Decision] = []
-    previous = 0
+    previous = OUTSIDE_INDEX
     for code, tag in zip(prompt.codes, prompt.draft, strict=True):
         path_index = len(tokens) + len(code.forced)
         for decision in code.grammar.decisions(previous, tag):
@@ -78,7 +79,7 @@ def encode(codec: Codec, lesson: Lesson) -> Taught:
         previous = tag
     targets = torch.zeros(len(decisions), max(len(decision.tokens) for decision in decisions))
     targets[range(len(decisions)), [decision.choice for decision in decisions]] = 1
-    draft_targets = torch.zeros(len(prompt.draft), 1 + 2 * len(lesson.labels))
+    draft_targets = torch.zeros(len(prompt.draft), num_tags(len(lesson.labels)))
     draft_targets[range(len(prompt.draft)), list(prompt.draft)] = 1
     return Taught(
         prompt,

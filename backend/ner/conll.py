@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backend.errors import CorpusError
-from backend.ner.bio import OUTSIDE, Sentence
+from backend.ner.bio import Sentence, is_tag, label_of
 
 
 def read_conll(path: Path) -> tuple[Sentence, ...]:
@@ -33,7 +33,7 @@ def read_conll(path: Path) -> tuple[Sentence, ...]:
         word, separator, tag = line.rpartition("\t")
         if not separator or not word.strip():
             raise CorpusError(f"{path}, line {number}: expected TOKEN<TAB>TAG, found {line!r}")
-        if tag != OUTSIDE and not (tag[:2] in ("B-", "I-") and tag[2:].strip()):
+        if not is_tag(tag):
             raise CorpusError(f"{path}, line {number}: expected O, B-label or I-label, found {tag!r}")
         words.append(word)
         tags.append(tag)
@@ -42,4 +42,5 @@ def read_conll(path: Path) -> tuple[Sentence, ...]:
 
 def label_set(sentences: Iterable[Sentence]) -> tuple[str, ...]:
     """The labels that occur, sorted."""
-    return tuple(sorted({tag[2:] for sentence in sentences for tag in sentence.tags if tag != OUTSIDE}))
+    labels = {label_of(tag) for sentence in sentences for tag in sentence.tags}
+    return tuple(sorted(label for label in labels if label is not None))

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from backend.errors import LabelsIndistinguishable
-from backend.ner.bio import tag_names
+from backend.ner.bio import TagSet, allowed_anywhere, continuation_of, first_of, label_of, tag_names, with_tag
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A place in the trie. `tags` is a bit mask of the tags whose paths go through it."""
+    """A place in the trie. `tags` are those whose paths go through it."""
 
-    tags: int = 0
+    tags: TagSet = 0
     children: dict[int, "Node"] = field(default_factory=dict)
     tag: int | None = None  # set at a leaf: the index of the tag that ends here
 
@@ -43,40 +43,34 @@ class Grammar:
         self.paths = tuple(paths)
         self.root = Node()
         self._decisions: dict[tuple[int, int], tuple[Decision, ...]] = {}
+        self._allowed_anywhere = allowed_anywhere(len(labels))
         for tag, path in enumerate(self.paths):
             self._insert(tag, path)
 
     def _insert(self, tag: int, path: tuple[int, ...]) -> None:
         node = self.root
-        node.tags |= 1 << tag
+        node.tags = with_tag(node.tags, tag)
         for token in path:
             if node.tag is not None:
                 raise self._clash(tag, node.tag)
             node = node.children.setdefault(token, Node())
-            node.tags |= 1 << tag
+            node.tags = with_tag(node.tags, tag)
         if node.children or node.tag is not None:
-            raise self._clash(tag, next(other for other in range(tag) if node.tags >> other & 1))
+            raise self._clash(tag, first_of(node.tags))
         node.tag = tag
 
     def _clash(self, tag: int, other: int) -> LabelsIndistinguishable:
         return LabelsIndistinguishable(
-            f"labels {self.tags[other][2:]!r} and {self.tags[tag][2:]!r} are the same to this checkpoint's tokenizer: "
-            "give them different English names with predicted_values"
+            f"labels {label_of(self.tags[other])!r} and {label_of(self.tags[tag])!r} are the same to this checkpoint's "
+            "tokenizer: give them different English names with predicted_values"
         )
 
-    def allowed(self, previous_tag: int) -> int:
-        """Bit mask of the tags that may follow: O, every B-, and I- of the label that is open."""
-        if previous_tag == 0:
-            return self._always_allowed
-        inside = previous_tag if previous_tag % 2 == 0 else previous_tag + 1
-        return self._always_allowed | 1 << inside
-
-    @cached_property
-    def _always_allowed(self) -> int:
-        return sum(1 << tag for tag in range(len(self.tags)) if tag == 0 or tag % 2 == 1)
+    def allowed(self, previous_tag: int) -> TagSet:
+        """The tags that may follow: O, every B-, and the I- of the open label."""
+        return with_tag(self._allowed_anywhere, continuation_of(previous_tag))
 
     @staticmethod
-    def options(node: Node, allowed: int) -> tuple[int, ...]:
+    def options(node: Node, allowed: TagSet) -> tuple[int, ...]:
         """The legal next tokens at a node."""
         return tuple(token for token, child in node.children.items() if child.tags & allowed)
 
@@ -87,7 +81,7 @@ class Grammar:
             known = self._decisions[previous_tag, tag] = tuple(self._walk(self.allowed(previous_tag), tag))
         return known
 
-    def _walk(self, allowed: int, tag: int) -> list[Decision]:
+    def _walk(self, allowed: TagSet, tag: int) -> list[Decision]:
         found: list[Decision] = []
         node = self.root
         for offset, token in enumerate(self.paths[tag]):

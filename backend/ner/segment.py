@@ -12,7 +12,7 @@ from itertools import pairwise
 import regex
 
 from backend.errors import PromptTooLong
-from backend.ner.bio import OUTSIDE, label_of
+from backend.ner.bio import OUTSIDE, as_begin, entity_tags, is_inside_tag, mentions
 from backend.ner.spans import Span, TaggedWord, Window, Word
 
 # A longer run without a space (base64, a URL) becomes several words, so that one word always fits a window.
@@ -170,35 +170,27 @@ def kept(window: Window, tags: Sequence[str], probabilities: Sequence[float]) ->
 def stitch(tagged_words: Sequence[TaggedWord], breaks: Sequence[int] = ()) -> list[Span]:
     """BIO tags of consecutive words -> spans, in text order. A span's score is the product over its words.
 
-    An I- that continues nothing (at the seam of two windows, or behind a break) begins a span.
+    An I- that continues nothing (where two windows meet, or behind a break) begins a span.
     """
-    spans: list[Span] = []
-    open_span: Span | None = None
-    for tagged in tagged_words:
-        label = label_of(tagged.tag)
-        if (
-            open_span is not None
-            and label == open_span.label
-            and tagged.tag.startswith("I-")
-            and not _is_broken(breaks, open_span.end, tagged.word.start)
-        ):
-            open_span = Span(open_span.start, tagged.word.end, label, open_span.score * tagged.probability)
-            continue
-        if open_span is not None:
-            spans.append(open_span)
-        open_span = None if label is None else Span(tagged.word.start, tagged.word.end, label, tagged.probability)
-    if open_span is not None:
-        spans.append(open_span)
-    return spans
+    tags = [tagged.tag for tagged in tagged_words]
+    for index, (before, after) in enumerate(pairwise(tagged_words), start=1):
+        if is_inside_tag(after.tag) and _is_broken(breaks, before.word.end, after.word.start):
+            tags[index] = as_begin(after.tag)
+    return [_span_of(tagged_words[mention.start : mention.end], mention.label) for mention in mentions(tags)]
+
+
+def _span_of(tagged_words: Sequence[TaggedWord], label: str) -> Span:
+    score = math.prod(tagged.probability for tagged in tagged_words)
+    return Span(tagged_words[0].word.start, tagged_words[-1].word.end, label, score)
 
 
 def tags_of(spans: Sequence[Span], text_words: Sequence[Word]) -> list[str]:
-    """Spans -> a tag per word, the inverse of `stitch`; a word that a span only touches counts as covered."""
+    """Spans -> one tag per word, the inverse of `stitch`. A word that a span only touches is covered by it."""
     tags = [OUTSIDE] * len(text_words)
     for span in spans:
         covered = [i for i, word in enumerate(text_words) if word.start < span.end and span.start < word.end]
-        for index in covered:
-            tags[index] = f"{'B' if index == covered[0] else 'I'}-{span.label}"
+        for index, tag in zip(covered, entity_tags(span.label, len(covered)), strict=True):
+            tags[index] = tag
     return tags
 
 

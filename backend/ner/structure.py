@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from backend.ner.bio import OUTSIDE, tag_names
+from backend.ner.bio import OUTSIDE, is_inside_tag, label_of, tag_names
 
 _TAG = re.compile(r"\((B-.*?|I-.*?|O)\)")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -123,12 +123,13 @@ def entities(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]
     text: list[str] = []
     label = ""
     for word, tag in [*zip(words, tags, strict=True), ("", OUTSIDE)]:
-        if text and tag[0] in "BO":
+        if text and not is_inside_tag(tag):
             entity = (normalise(" ".join(text)), normalise(label))
             if entity not in found:
                 found.append(entity)
             text = []
-        if tag != OUTSIDE:
+        tag_label = label_of(tag)
+        if tag_label is not None:
             text.append(word)
-            label = tag[2:]
+            label = tag_label
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from backend.ner.bio import OUTSIDE, tag_names
+from backend.ner.bio import OUTSIDE, label_index, tag_names
 from backend.ner.grammar import Grammar
 from backend.pretraining.mixture import Example
 
@@ -187,7 +187,7 @@ class Speller:
             word_pointers += [(start, end)] * len(path)
             label_pointers.append((0, 0))  # the opening
             if tag:
-                first, stop = label_spans[(tag - 1) // 2]
+                first, stop = label_spans[label_index(tag)]
                 label_pointers += [(position, position + 1) for position in range(first, stop)] + [(0, 0)]
             previous = tag
         target.append(self._end)

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from backend.engine.codec import Codec, Decoded, EncodedPrompt
 from backend.engine.decode import Decoder
 from backend.errors import BackendError, ModelNotReady
 from backend.metrics import Metrics
+from backend.serving.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +44,6 @@ class State(str, enum.Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
-
-
-class Engine(Protocol):
-    """A loaded model as the batcher needs it."""
-
-    @property
-    def codec(self) -> Codec: ...
-
-    @property
-    def decoder(self) -> Decoder: ...
-
-    def activate(self, version: str) -> None:
-        """Have the decoder decode with this version; costs nothing for the one in force.
-
-        Raises a BackendError if it cannot be loaded.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +270,8 @@ def _run_action(engine: Engine, action: _Action) -> None:
 def pick_batch(waiting: Sequence[_Waiting], limits: BatchLimits) -> list[_Waiting]:
     """The most urgent window and those of its version most like it in length, within the limits.
 
-    The most urgent is always taken, however long, so nothing waits forever.
+    The most urgent is always taken, however long, so nothing waits forever. That is the difference to
+    `batches_by_length`, which batches everything and starts with the shortest: this makes one batch around one window.
     """
     anchor = min(waiting, key=lambda w: w.order)
     # a batch must not mix versions: one set of weights is in force at a time

@@ -16,7 +16,7 @@ from backend.engine.codec import Codec, Decoded
 from backend.errors import BackendError
 from backend.metrics import Metrics
 from backend.ner import segment
-from backend.ner.spans import Window
+from backend.ner.spans import Question, Window
 from backend.serving.batcher import Batcher, Priority
 from backend.serving.cache import PredictionCache, TextPrediction, cache_key
 from backend.serving.versions import Served
@@ -25,21 +25,12 @@ from backend.serving.versions import Served
 _PREFETCH_WAIT_S = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One text to be labelled with one label set: what the model is asked for."""
-
-    text: str
-    labels: tuple[str, ...]
-    breaks: tuple[int, ...] = ()  # offsets that neither a word nor a span goes over, ascending
-
-
 @dataclass(slots=True)
 class _Job:
     """A text on its way through the model. Whoever wants it waits for `answer`."""
 
     key: str
-    query: Query
+    question: Question
     version: str
     answer: "Future[TextPrediction]" = field(default_factory=Future)
     windows: list[Window] = field(default_factory=list)
@@ -72,22 +63,22 @@ class Predictor:
             self._finisher.join()
 
     def predict(
-        self, queries: Sequence[Query], timeout_s: float, priority: Priority, served: Served
+        self, questions: Sequence[Question], timeout_s: float, priority: Priority, served: Served
     ) -> list[TextPrediction | None]:
-        """What `served.version` says, one item per query, in order; None for what is not done after `timeout_s`, or
+        """What `served.version` says, one item per question, in order; None for what is not done after `timeout_s`, or
         could not be done.
 
         Raises what is wrong with the label sets (LabelsIndistinguishable, PromptTooLong), with the version
         (served.UNUSABLE), and ModelNotReady.
         """
         deadline_s = time.monotonic() + timeout_s
-        keys = [self._key(served.version, query) for query in queries]
-        wanted = dict(zip(keys, queries, strict=True))
+        keys = [self._key(served.version, question) for question in questions]
+        wanted = dict(zip(keys, questions, strict=True))
         pending = self._in_flight_of(wanted, priority)
         answers = self._cached([key for key in wanted if key not in pending])
-        missing = {key: query for key, query in wanted.items() if key not in answers and key not in pending}
-        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
-            pending[key] = self._start_or_join(_Job(key, query, served.version), draft, deadline_s, priority)
+        missing = {key: question for key, question in wanted.items() if key not in answers and key not in pending}
+        for (key, question), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
+            pending[key] = self._start_or_join(_Job(key, question, served.version), draft, deadline_s, priority)
         wait_for_futures(pending.values(), max(0.0, deadline_s - time.monotonic()))
         for key, future in pending.items():
             if future.done():
@@ -100,23 +91,24 @@ class Predictor:
         self._metrics.deadline_misses.inc(len(wanted) - len(answers))
         return [answers.get(key) for key in keys]
 
-    def prefetch(self, queries: Sequence[Query], served: Served) -> None:
+    def prefetch(self, questions: Sequence[Question], served: Served) -> None:
         """Start what is not cached yet, at the lowest priority, and wait for the model only, if it still loads."""
-        wanted = {self._key(served.version, query): query for query in queries}
+        wanted = {self._key(served.version, question): question for question in questions}
         known = self._in_flight_of(wanted, Priority.BACKGROUND).keys() | self._cached(list(wanted)).keys()
-        missing = {key: query for key, query in wanted.items() if key not in known}
-        for (key, query), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
-            job = _Job(key, query, served.version)
+        missing = {key: question for key, question in wanted.items() if key not in known}
+        for (key, question), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
+            job = _Job(key, question, served.version)
             self._start_or_join(job, draft, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
 
-    def _key(self, version: str, query: Query) -> str:
-        return cache_key(version, self._decoding, query.labels, query.text, query.breaks)
+    def _key(self, version: str, question: Question) -> str:
+        passage = question.passage
+        return cache_key(version, self._decoding, question.labels, passage.text, passage.breaks)
 
-    def _drafts(self, queries: Sequence[Query], served: Served) -> list[TextPrediction | None]:
+    def _drafts(self, questions: Sequence[Question], served: Served) -> list[TextPrediction | None]:
         """What the version served before this one said of these texts, where it is still cached: the best drafts."""
         if served.earlier is None:
-            return [None] * len(queries)
-        return self._cache.peek_many([self._key(served.earlier, query) for query in queries])
+            return [None] * len(questions)
+        return self._cache.peek_many([self._key(served.earlier, question) for question in questions])
 
     def _in_flight_of(self, keys: Iterable[str], priority: Priority) -> "dict[str, Future[TextPrediction]]":
         """To be asked before the cache: what leaves the flight in between is in the cache by then."""
@@ -148,13 +140,13 @@ class Predictor:
         return job.answer
 
     def _start(self, job: _Job, draft: TextPrediction | None, codec: Codec, priority: Priority) -> None:
-        query = job.query
-        words = segment.words(query.text, query.breaks)
-        job.windows = codec.windows(query.labels, query.text, words, query.breaks)
+        labels, passage = job.question.labels, job.question.passage
+        words = segment.words(passage.text, passage.breaks)
+        job.windows = codec.windows(labels, passage.text, words, passage.breaks)
         tags = None if draft is None else segment.tags_of(draft.spans, words)
         prompts = [
             codec.encode(
-                query.labels,
+                labels,
                 [word.text for word in window.words],
                 None if tags is None else tags[window.first_word : window.first_word + len(window.words)],
             )
@@ -211,4 +203,4 @@ def _stitch(job: _Job) -> TextPrediction:
         for word in segment.kept(window, decoded.tags, decoded.probabilities)
     ]
     confidence = segment.confidence([word.probability for word in tagged])
-    return TextPrediction(tuple(segment.stitch(tagged, job.query.breaks)), confidence, len(tagged))
+    return TextPrediction(tuple(segment.stitch(tagged, job.question.passage.breaks)), confidence, len(tagged))

@@ -67,7 +67,7 @@ class Versions(Protocol):
 
 
 @dataclass(slots=True)
-class _Project:
+class _ProjectState:
     served: Served
     pointer: str  # what the registry's pointer said when it was last followed
     loaded: bool = False  # whether the served version has been in the model
@@ -87,7 +87,7 @@ class ServedVersions:
         self._cache = cache
         self._poll_s = poll_s
         self._lock = threading.Lock()  # over the two dicts
-        self._projects: dict[str, _Project] = {}
+        self._projects: dict[str, _ProjectState] = {}
         self._problems: dict[str, str] = {}
         self._changing = threading.Lock()  # over what is served
         self._refreshing = threading.Lock()
@@ -112,7 +112,7 @@ class ServedVersions:
 
         None, and a project without trained versions: the base.
         """
-        return self._project(project or "").served
+        return self._state_of(project or "").served
 
     def problems(self) -> dict[str, str]:
         """By project, why it is not served the version that it should be."""
@@ -126,7 +126,7 @@ class ServedVersions:
         """
         if served.version == self.base_version:
             raise error
-        state = self._project(project or "")
+        state = self._state_of(project or "")
         self._fall_back(project or "", state, served.version, error)
         return state.served
 
@@ -159,7 +159,7 @@ class ServedVersions:
 
     # --- one project
 
-    def _project(self, project: str) -> _Project:
+    def _state_of(self, project: str) -> _ProjectState:
         with self._lock:
             known = self._projects.get(project)
         if known is not None:
@@ -168,7 +168,7 @@ class ServedVersions:
         with self._lock:
             return self._projects.setdefault(project, first_seen)
 
-    def _first_seen(self, project: str) -> _Project:
+    def _first_seen(self, project: str) -> _ProjectState:
         """What was current before this process began, as far as its files are intact: nothing else was served yet.
 
         The model is not waited for, as it may still load: whether it takes the version is found out by `_refresh`.
@@ -177,13 +177,13 @@ class ServedVersions:
             pointer = self._registry.current(project) or self.base_version
         except CorruptVersion as error:
             self._report(project, f"{error}; {self.base_version} is served")
-            return _Project(self._served(project, self.base_version), "")
+            return _ProjectState(self._served(project, self.base_version), "")
         version, problems = self._first_intact(project, self._with_ancestors(project, pointer))
         self._report(project, "; ".join([*problems, f"{version} is served"]) if problems else None)
-        return _Project(self._served(project, version), pointer, retry_at_s=_retry_at_s())
+        return _ProjectState(self._served(project, version), pointer, retry_at_s=_retry_at_s())
 
     def _refresh(self, project: str) -> None:
-        state = self._project(project)
+        state = self._state_of(project)
         if not state.loaded:
             self._check(project, state)
         try:
@@ -197,7 +197,7 @@ class ServedVersions:
         elif pointer != state.pointer or time.monotonic() >= state.retry_at_s:
             self._swap(project, state, pointer)
 
-    def _check(self, project: str, state: _Project) -> None:
+    def _check(self, project: str, state: _ProjectState) -> None:
         """Whether what is served since the start, or in place of another, can be loaded at all."""
         version = state.served.version
         error = self._load(version)
@@ -206,7 +206,7 @@ class ServedVersions:
         else:
             self._fall_back(project, state, version, error)
 
-    def _swap(self, project: str, state: _Project, version: str) -> None:
+    def _swap(self, project: str, state: _ProjectState, version: str) -> None:
         """Serve another version, once it is loaded."""
         error = self._load(version)
         state.pointer = version
@@ -219,7 +219,7 @@ class ServedVersions:
         log.info("project %s is served version %s from now on, before it was %s", project, version, before.version)
         self._report(project, None)
 
-    def _fall_back(self, project: str, state: _Project, version: str, error: Exception) -> None:
+    def _fall_back(self, project: str, state: _ProjectState, version: str, error: Exception) -> None:
         """Serve the nearest ancestor of `version` that is intact, if `version` is still served."""
         with self._changing:
             if state.served.version != version:

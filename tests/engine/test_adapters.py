@@ -103,9 +103,9 @@ def test_each_of_several_is_itself(tmp_path: Path) -> None:
         saved(name, other, tmp_path / name, seed)
         alone[name] = hidden(other, codec)
     adapters = Adapters(family)
-    for name in ("one", "two", None, "three", "one", None, "two"):
-        adapters.activate(name, None if name is None else tmp_path / name)
-        assert torch.equal(hidden(family, codec), base if name is None else alone[name]), name
+    for active in ("one", "two", None, "three", "one", None, "two"):
+        adapters.activate(active, None if active is None else tmp_path / active)
+        assert torch.equal(hidden(family, codec), base if active is None else alone[active]), active
 
 
 def test_the_least_recently_used_leaves(tmp_path: Path) -> None:
@@ -146,7 +146,8 @@ def test_only_the_new_adapter_learns(tmp_path: Path) -> None:
     parameters = adapters.new("second", SETTINGS)
     prompt = codec.encode(LABELS, WORDS)
     memory = other.begin([prompt])
-    other.forward(memory, memory.feed([memory.start_tokens], other.model.device)).sum().backward()
+    loss = other.forward(memory, memory.feed([memory.start_tokens], other.model.device)).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
     learning = {id(parameter) for parameter in other.model.parameters() if parameter.grad is not None}
     assert learning <= {id(parameter) for parameter in parameters}
     assert learning
@@ -234,7 +235,7 @@ def _not_a_number(folder: Path) -> None:
         (_list_config, "cannot read the adapter"),
         (_odd_config, "r is '4', lora_alpha is 8"),
         (_lose_a_tensor, "1 of its tensors differ"),
-        (_not_a_number, "no numbers"),
+        (_not_a_number, "not finite"),
     ],
 )
 def test_a_damaged_adapter_is_refused_and_the_one_before_goes_on(damage: Any, message: str, tmp_path: Path) -> None:

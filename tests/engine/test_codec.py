@@ -7,6 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from backend.engine.codec import Codec, Limits
 from backend.errors import LabelsIndistinguishable, PromptTooLong
@@ -15,7 +17,7 @@ from backend.ner.bio import tag_names
 from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE, PromptFormat, target
 from tests.support import tiny
 
-TOKENIZERS: dict[str, Callable[[], tiny.PreTrainedTokenizerFast]] = {
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "t5": tiny.t5_tokenizer,
     "llama": tiny.llama_tokenizer,
     "bert": tiny.bert_tokenizer,
@@ -188,16 +190,18 @@ def test_a_llama_prompt_begins_with_bos_and_has_no_eos() -> None:
     assert source[0] == tokenizer.bos_token_id
     assert tokenizer.bos_token_id not in source[1:]
     assert tokenizer.eos_token_id not in source
-    assert tokenizer.decode(source[1:]).strip() == "[INST] person : Marie Curie [/INST]"
+    text = tokenizer.decode(list(source[1:]))
+    assert isinstance(text, str)
+    assert text.strip() == "[INST] person : Marie Curie [/INST]"
 
 
 def test_a_llama_tokenizer_that_adds_eos_does_not_add_it_to_the_prompt() -> None:
-    tokenizer = tiny.PreTrainedTokenizerFast(
-        tokenizer_object=tiny.Tokenizer.from_str(tiny.llama_tokenizer().backend_tokenizer.to_str()),
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=Tokenizer.from_str(tiny.llama_tokenizer().backend_tokenizer.to_str()),
         bos_token="<s>",
         eos_token="</s>",
     )
-    tokenizer.backend_tokenizer.post_processor = tiny.processors.TemplateProcessing(
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     assert tokenizer("x")["input_ids"][-1] == tokenizer.eos_token_id

@@ -63,7 +63,7 @@ def bert_of_two_sizes(seed: int = 0) -> tuple[Family, Codec]:
         BertConfig(hidden_size=48, **shape), BertConfig(hidden_size=32, **shape)
     )
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 0, 3
-    model = EncoderDecoderModel(config)
+    model: Any = EncoderDecoderModel(config)
     model.generation_config.decoder_start_token_id = 2
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -97,7 +97,7 @@ def test_layers_say_what_those_of_transformers_say(ours: Say, theirs: Say, lengt
     model = tiny.t5_model(seed)
     exact = theirs(model, lengths)
     torch.testing.assert_close(ours(model, lengths), exact, rtol=1e-5, atol=1e-5)
-    rounded = model.to(torch.bfloat16)
+    rounded = model.bfloat16()
     assert_as_exact(ours, theirs, rounded, lengths, exact)
     for name, module in rounded.named_modules():
         if name.endswith("wo"):

@@ -270,7 +270,7 @@ def test_a_more_urgent_window_is_not_left_behind_for_a_like_one() -> None:
 def test_batches_keep_to_their_limits_and_every_window_gets_its_turn(
     asked: list[tuple[int, Priority, str]], tokens: int, rows: int
 ) -> None:
-    left = waiting(*(list(column) for column in zip(*asked, strict=True)))  # type: ignore[arg-type]
+    left = waiting(*(list(column) for column in zip(*asked, strict=True)))
     while left:
         batch = pick_batch(left, BatchLimits(tokens, rows))
         assert min(left, key=lambda one: one.order) is batch[0], "the most urgent is in it"
@@ -363,7 +363,7 @@ def test_an_action_runs_between_two_batches(engine: FakeEngine, start: Callable[
     occupy(engine, batcher)
     windows = [batcher.submit(prompt(word), Priority.INTERACTIVE, BASE) for word in "ab"]
     seen: list[tuple[str, int]] = []
-    action = batcher.run(lambda given: seen.append((threading.current_thread().name, len(given.decoder.batches))))
+    action = batcher.run(lambda _: seen.append((threading.current_thread().name, len(engine.decoder.batches))))
     assert not action.done()
     engine.decoder.gate.set()
     action.result(TIMEOUT_S)

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -262,9 +263,14 @@ def test_a_redis_that_hangs_does_not_hold_up_every_request(
         pid = control.info("server")["process_id"]
         os.kill(pid, signal.SIGSTOP)
         try:
-            asked = []
+            asked: list[tuple[Any, ...]] = []
             mget = client.mget
-            monkeypatch.setattr(client, "mget", lambda *args: (asked.append(args), mget(*args))[1])
+
+            def noted_mget(*args: Any) -> Any:
+                asked.append(args)
+                return mget(*args)
+
+            monkeypatch.setattr(client, "mget", noted_mget)
             for _ in range(20):
                 assert cache.get_many(keys(1)) == [None]
             assert len(asked) == 1, "after one time-out nobody else waits for it"

@@ -16,10 +16,11 @@ from backend.errors import AdapterError, LabelsIndistinguishable, ModelNotReady,
 from backend.metrics import Metrics
 from backend.ner import segment
 from backend.ner.prompt import PromptFormat
-from backend.ner.spans import Span
-from backend.serving.batcher import Batcher, BatchLimits, Engine, Priority
+from backend.ner.spans import Passage, Question, Span, TaggedWord
+from backend.serving.batcher import Batcher, BatchLimits, Priority
 from backend.serving.cache import CacheLimits, PredictionCache
-from backend.serving.predictor import Predictor, Query
+from backend.serving.engine import Engine
+from backend.serving.predictor import Predictor
 from backend.serving.versions import Served
 from tests.support import tiny
 from tests.support.fakes import TIMEOUT_S, FakeEngine, refusal
@@ -58,7 +59,9 @@ class Serving:
         served: Served = V1,
     ) -> list[list[tuple[str, str]] | None]:
         """Per text the spans as (label, text); None for what is not done."""
-        answers = self.predictor.predict([Query(text, labels) for text in texts], timeout_s, Priority.BULK, served)
+        answers = self.predictor.predict(
+            [Question(Passage(text), labels) for text in texts], timeout_s, Priority.BULK, served
+        )
         return [
             None if answer is None else [(span.label, text[span.start : span.end]) for span in answer.spans]
             for text, answer in zip(texts, answers, strict=True)
@@ -114,7 +117,7 @@ def test_one_answer_per_text_in_order(engine: FakeEngine, serve: Callable[..., S
 
 def test_spans_and_scores_are_those_of_the_text(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     engine.decoder.gate.set()
-    [answer] = serve(engine).predictor.predict([Query("x  Ada\r\n.", PERSON)], TIMEOUT_S, Priority.BULK, V1)
+    [answer] = serve(engine).predictor.predict([Question(Passage("x  Ada\r\n."), PERSON)], TIMEOUT_S, Priority.BULK, V1)
     assert answer is not None
     assert answer.spans == (Span(3, 6, "person", 0.5),)
     assert answer.num_words == 3
@@ -123,7 +126,7 @@ def test_spans_and_scores_are_those_of_the_text(engine: FakeEngine, serve: Calla
 
 def test_an_empty_text_is_sure_and_needs_no_model(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     serving = serve(engine)
-    [answer] = serving.predictor.predict([Query(" ", PERSON)], TIMEOUT_S, Priority.BULK, V1)
+    [answer] = serving.predictor.predict([Question(Passage(" "), PERSON)], TIMEOUT_S, Priority.BULK, V1)
     assert answer is not None
     assert (answer.spans, answer.score, answer.num_words) == ((), 1.0, 0)
     assert engine.decoder.batches == []
@@ -304,20 +307,20 @@ def test_prefetched_texts_are_in_the_cache_when_they_are_asked_for(
     engine.decoder.gate.set()
     serving = serve(engine)
     texts = [f"Ada {index}" for index in range(30)]
-    serving.predictor.prefetch([Query(text, PERSON) for text in texts], V1)
+    serving.predictor.prefetch([Question(Passage(text), PERSON) for text in texts], V1)
     serving.predict(*texts)  # joins what is not done yet
     assert serving.count("gner_windows_decoded_total") == 30
     before = serving.count("gner_cache_hits_total")
     serving.predict(*texts)
     assert serving.count("gner_cache_hits_total") == before + 30
-    serving.predictor.prefetch([Query(text, PERSON) for text in texts], V1)
+    serving.predictor.prefetch([Question(Passage(text), PERSON) for text in texts], V1)
     assert serving.predict(*texts) == [[("person", "Ada")]] * 30
     assert serving.count("gner_windows_decoded_total") == 30
 
 
 def test_who_asks_goes_before_what_nobody_asked_for_yet(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     serving = serve(engine, limits=BatchLimits(100_000, 1))
-    serving.predictor.prefetch([Query(f"background {index}", PERSON) for index in range(5)], V1)
+    serving.predictor.prefetch([Question(Passage(f"background {index}"), PERSON) for index in range(5)], V1)
     engine.decoder.wait_for_batch()
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(serving.predict, "Ada")
@@ -354,9 +357,7 @@ def test_threads_with_different_schemas_do_not_cross_talk(serve: Callable[..., S
         for text in texts:
             words = segment.words(text)
             [decoded] = decoder.decode([codec.encode(labels, [word.text for word in words])])
-            spans = segment.stitch(
-                [segment.TaggedWord(word, tag, 1.0) for word, tag in zip(words, decoded.tags, strict=True)]
-            )
+            spans = segment.stitch([TaggedWord(word, tag, 1.0) for word, tag in zip(words, decoded.tags, strict=True)])
             alone[labels, text] = [(span.label, text[span.start : span.end]) for span in spans]
     assert len({str(spans) for spans in alone.values()}) > 4, "the schemas must give different spans"
     serving = serve(RealEngine(codec, ExactDecoder(family, 48)), limits=BatchLimits(600, 8))

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 
 import pytest
@@ -350,7 +350,12 @@ def test_wake_does_not_wait_for_the_next_look(
 ) -> None:
     looked = threading.Semaphore(0)
     projects = registry.projects
-    registry.projects = lambda: (looked.release(), projects())[1]  # type: ignore[method-assign]
+
+    def noted_projects() -> Sequence[str]:
+        looked.release()
+        return projects()
+
+    registry.projects = noted_projects  # type: ignore[method-assign]
     versions = ServedVersions(BASE, registry, batcher, cache, poll_s=1e6)
     versions.start()
     assert looked.acquire(timeout=TIMEOUT_S)

@@ -1,8 +1,7 @@
-"""The key-values of a batch in flight, and which of them are whose.
+"""The key-value caches of a batch that is being decoded, and which columns belong to which row.
 
-The target's key-values stand in columns, right-aligned: a row that has `filled[r]` of `num_columns` owns the last
-`filled[r]`. T5's relative positions stay exact that way, for only distances count there; the other families are told
-absolute positions.
+The target's key-value cache is right-aligned: of `num_columns` columns, row r owns the last `filled[r]`. This keeps
+T5's relative positions exact, for they depend on distances only. The other families get absolute positions.
 """
 
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens to run, as tensors. `tokens` and `positions` are (batch, width), `mask` is (batch, num_columns + width).
+    """The next tokens as tensors. `tokens` and `positions` are (batch, width), `mask` is (batch, num_columns + width).
 
-    `positions` count a row's own columns from 0. What pads a short row at its right is masked out.
+    `positions` count a row's own columns from 0. Padding at the right of short rows is masked out.
     """
 
     tokens: Tensor
@@ -27,19 +26,19 @@ class Feed:
 
 
 @dataclass(slots=True)
-class Memory:
-    """A batch in flight: what the source said (cross-attention, or the prompt's own columns) and the target so far."""
+class DecodingState:
+    """What a batch carries from pass to pass: the encoded source or prompt, and the target decoded so far."""
 
-    cache: EncoderDecoderCache | DynamicCache  # what the model is given
-    target: DynamicCache  # the part of it that grows with the target
+    cache: EncoderDecoderCache | DynamicCache  # passed to the model
+    target: DynamicCache  # the part of `cache` that grows with the target
     start_tokens: list[int]  # per row, the token before the target's first
-    filled: list[int]  # per row, its own columns of `target`
+    filled: list[int]  # per row, how many columns of `target` it owns
     num_columns: int = 0
     source_hidden: Tensor | None = None  # (batch, source, hidden), where there is an encoder
     source_mask: Tensor | None = None  # (batch, source), where sources are padded
 
     def feed(self, fed: Sequence[Sequence[int]], device: torch.device) -> Feed:
-        """Rows of tokens -> tensors behind the columns that are there."""
+        """Rows of tokens -> tensors for the columns that follow the present ones."""
         width = max(map(len, fed))
         tokens = [list(row) + [0] * (width - len(row)) for row in fed]
         positions = [
@@ -52,9 +51,9 @@ class Memory:
         return Feed(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), mask.long())
 
     def keep(self, accepted: Sequence[int], rows: Sequence[int]) -> None:
-        """Of the tokens just fed keep the first `accepted[r]` of row r, and of the batch only `rows`.
+        """Keep the first `accepted[r]` of the tokens just fed to row r, then drop all rows but `rows`.
 
-        Rows are right-aligned again, in as few columns as the fullest needs.
+        Rows are right-aligned again, in as few columns as the longest row needs.
         """
         before, device = self.num_columns, self._layers[0].keys.device
         self.filled = [filled + new for filled, new in zip(self.filled, accepted, strict=True)]
@@ -70,14 +69,14 @@ class Memory:
 
     @property
     def _layers(self) -> list[Any]:
-        """Key-values by layer: (batch, heads, num_columns, size) each."""
+        """The target's key-value cache by layer: (batch, heads, num_columns, size) each."""
         return self.target.layers
 
     def _select_rows(self, rows: list[int]) -> None:
         index = torch.tensor(rows, device=self._layers[0].keys.device)
         source: Any = self.cache.cross_attention_cache.layers if isinstance(self.cache, EncoderDecoderCache) else []
         for layer in [*source, *self._layers]:
-            own = index.to(layer.keys.device)  # a large model's layers lie on several
+            own = index.to(layer.keys.device)  # the layers of a large model may be on several devices
             layer.keys, layer.values = layer.keys[own], layer.values[own]
         self.filled = [self.filled[row] for row in rows]
         self.start_tokens = [self.start_tokens[row] for row in rows]
@@ -91,7 +90,7 @@ class Memory:
             layer.keys, layer.values = layer.keys[:, :, begin:end], layer.values[:, :, begin:end]
 
     def _gather(self, columns: Tensor) -> None:
-        """`columns` (batch, new_num_columns): which old column each new one is."""
+        """`columns` (batch, new_num_columns): the old column that each new one is copied from."""
         for layer in self._layers:
             batch, heads, _, size = layer.keys.shape
             index = columns[:, None, :, None].expand(batch, heads, columns.shape[1], size).to(layer.keys.device)
