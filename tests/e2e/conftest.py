@@ -13,11 +13,9 @@ from tests.support import browser as chromium
 from tests.support.backend import Backend
 from tests.support.browser import Browser
 from tests.support.label_studio import Account, LabelStudio
+from tests.support.paths import ARTIFACTS, ROOT
 from tests.support.processes import Server, free_port
 from tests.support.wiretap import Wiretap
-
-ROOT = Path(__file__).parents[2]
-ARTIFACTS = ROOT / "artifacts" / "e2e"
 
 ACCOUNT = Account(email="annotator@example.com", password="correct-horse-battery")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ready_backend
-from tests.support import lessons
+from tests.support import labelled_sentences as labelled
 from tests.support.backend import Backend
 from tests.support.label_studio import Json, LabelStudio
-from tests.support.lessons import Labelled
+from tests.support.labelled_sentences import LabelledSentence
 from tests.support.processes import wait_until
 from tests.support.wiretap import Exchange, Wiretap
 
@@ -30,7 +30,7 @@ class Pupil:
 
     id: int
     key: str  # as Label Studio names it to the backend
-    sentences: list[Labelled]  # of its tasks, in their order
+    sentences: list[LabelledSentence]  # of its tasks, in their order
     tasks: list[int]
     before: list[Json] = field(default_factory=list)  # predictions, a task each
     after: list[Json] = field(default_factory=list)
@@ -66,8 +66,10 @@ def tap(school: Backend) -> Iterator[Wiretap]:
         yield tap
 
 
-def enrol(label_studio: LabelStudio, tap: Wiretap, title: str, labels: list[str], sentences: list[Labelled]) -> Pupil:
-    project = label_studio.create_project(title, lessons.label_config(labels))
+def enrol(
+    label_studio: LabelStudio, tap: Wiretap, title: str, labels: list[str], sentences: list[LabelledSentence]
+) -> Pupil:
+    project = label_studio.create_project(title, labelled.label_config(labels))
     assert label_studio.connect(project, tap.url)["readable_state"] == "Connected"
     tasks = label_studio.import_tasks(project, [{"text": sentence.text} for sentence in sentences])
     return Pupil(project, tap.key_of(project), sentences, tasks)
@@ -84,18 +86,18 @@ def predicted(label_studio: LabelStudio, pupil: Pupil) -> tuple[str, list[Json]]
     return version, [by_task[task] for task in pupil.tasks]
 
 
-def shuffled(sentences: Sequence[Labelled]) -> list[Labelled]:
+def shuffled(sentences: Sequence[LabelledSentence]) -> list[LabelledSentence]:
     """The same spans with each other's labels."""
     labels = [label for sentence in sentences for _, _, label in sentence.spans]
     random.Random(11).shuffle(labels)
     left = iter(labels)
     return [
-        Labelled(sentence.text, tuple((start, end, next(left)) for start, end, _ in sentence.spans))
+        LabelledSentence(sentence.text, tuple((start, end, next(left)) for start, end, _ in sentence.spans))
         for sentence in sentences
     ]
 
 
-def annotate(label_studio: LabelStudio, pupil: Pupil, sentences: Sequence[Labelled]) -> None:
+def annotate(label_studio: LabelStudio, pupil: Pupil, sentences: Sequence[LabelledSentence]) -> None:
     for task, sentence in zip(pupil.tasks, sentences, strict=False):
         label_studio.annotate(task, sentence.regions())
 
@@ -114,17 +116,17 @@ def start_training(label_studio: LabelStudio, tap: Wiretap, pupil: Pupil) -> str
 
 def f1_on_wikigold(backend: Backend, project: str) -> float:
     """Of the version that the project is served."""
-    sentences = lessons.labelled("wikigold", "test")
+    sentences = labelled.sentences("wikigold", "test")
     tasks = [{"id": index, "data": {"text": sentence.text}} for index, sentence in enumerate(sentences)]
-    config = lessons.label_config(WIKIGOLD)
-    return lessons.span_f1(sentences, backend.predict_all(project, config, tasks, timeout_s=600))
+    config = labelled.label_config(WIKIGOLD)
+    return labelled.span_f1(sentences, backend.predict_all(project, config, tasks, timeout_s=600))
 
 
 @pytest.fixture(scope="module")
 def lesson(label_studio: LabelStudio, school: Backend, tap: Wiretap) -> Lesson:
     """Two projects: one is annotated as its corpus is, the other with shuffled labels. Both are trained."""
-    train, test = lessons.labelled("crossner-ai", "train"), lessons.labelled("crossner-ai", "test")
-    labels = lessons.labels_of([*train, *test])
+    train, test = labelled.sentences("crossner-ai", "train"), labelled.sentences("crossner-ai", "test")
+    labels = labelled.labels_of([*train, *test])
     taught = enrol(label_studio, tap, "Taught", labels, [*train, *test])
     poisoned = enrol(label_studio, tap, "Poisoned", labels, train[:NUM_POISONED])
     for pupil in (taught, poisoned):
@@ -135,7 +137,7 @@ def lesson(label_studio: LabelStudio, school: Backend, tap: Wiretap) -> Lesson:
 
     jobs = {pupil.id: start_training(label_studio, tap, pupil) for pupil in (taught, poisoned)}
     answered, started_together = [], False
-    config, number = lessons.label_config(labels), 0
+    config, number = labelled.label_config(labels), 0
     deadline_s = time.monotonic() + TRAINING_S
     while True:
         states = [school.job(job)["job_status"] for job in jobs.values()]
@@ -174,8 +176,8 @@ def test_a_hundred_accepted_sentences_teach_fourteen_new_labels(lesson: Lesson) 
     assert taught.job["job_status"] == "finished", taught.job
     assert taught.job["result"]["promoted"], taught.job["result"]
     unseen = slice(lesson.num_taught, None)
-    before = lessons.span_f1(taught.sentences[unseen], taught.before[unseen])
-    after = lessons.span_f1(taught.sentences[unseen], taught.after[unseen])
+    before = labelled.span_f1(taught.sentences[unseen], taught.before[unseen])
+    after = labelled.span_f1(taught.sentences[unseen], taught.after[unseen])
     seconds = taught.job["result"]["seconds"]
     print(f"span F1 on {len(taught.before[unseen])} unseen sentences: {before:.3f} -> {after:.3f}, in {seconds:.0f} s")
     assert after >= before + 0.15
@@ -197,7 +199,7 @@ def test_poisoned_labels_are_refused_and_predictions_stay(lesson: Lesson, school
     assert poisoned.job["job_status"] == "finished", poisoned.job
     assert not poisoned.job["result"]["promoted"], poisoned.job["result"]
     assert poisoned.version_after == poisoned.version_before
-    assert [lessons.spans_of(p) for p in poisoned.after] == [lessons.spans_of(p) for p in poisoned.before]
+    assert [labelled.spans_of(p) for p in poisoned.after] == [labelled.spans_of(p) for p in poisoned.before]
     (rejected,) = school.versions(poisoned.key)["versions"]
     assert rejected["status"] == "rejected"
     print(f"refused: {rejected['reason']}")

@@ -10,16 +10,16 @@ import pytest
 import requests
 
 from tests.e2e.conftest import ready_backend
-from tests.support import lessons
+from tests.support import labelled_sentences as labelled
 from tests.support.backend import Backend
 from tests.support.label_studio import Json
 from tests.support.processes import is_alive, wait_until
 
 pytestmark = pytest.mark.e2e
 
-KEY = "31.1795333437"  # of the project that `lessons.events` come from
-CONFIG = lessons.label_config(["Dish", "Spice"])
-EVENTS = lessons.events(31, CONFIG, lessons.RECIPES)
+KEY = "31.1795333437"  # of the project that `labelled.events` come from
+CONFIG = labelled.label_config(["Dish", "Spice"])
+EVENTS = labelled.events(31, CONFIG, labelled.RECIPES)
 ASKED = [{"id": 1, "data": {"text": "Grandmother stirs nutmeg into the goulash."}}]
 TRAINING_S = 900
 
@@ -120,7 +120,7 @@ def test_a_killed_training_runs_again_or_fails_visibly(start: Start, model_dir: 
     assert status["job_status"] == "finished" or status["error"]
     told = backend.versions(KEY)["versions"]
     # whole versions or none: every folder that can be loaded is one that is told of
-    whole = [folder for folder in lessons.version_folders(model_dir) if not folder.name.startswith(".")]
+    whole = [folder for folder in labelled.version_folders(model_dir) if not folder.name.startswith(".")]
     assert sorted(folder.name for folder in whole) == sorted(version["version"] for version in told)
     if status["job_status"] == "finished":
         assert status["result"]["version"] in {version["version"] for version in told}
@@ -166,7 +166,7 @@ def test_a_corrupt_adapter_is_an_error_and_the_version_before_goes_on(start: Sta
     backend.post("/promote", {"project": KEY, "version": version})
     wait_until("the version to be served", lambda: backend.setup(KEY, CONFIG)["model_version"] == version, 30)
     backend.server.interrupt()
-    (folder,) = [f for f in lessons.version_folders(model_dir) if f.name == version]
+    (folder,) = [f for f in labelled.version_folders(model_dir) if f.name == version]
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
 

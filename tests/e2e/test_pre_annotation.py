@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from tests.support import labelled_sentences as labelled
 from tests.support.backend import Backend, Counters
 from tests.support.browser import Browser
 from tests.support.label_studio import Json, LabelStudio
 from tests.support.processes import wait_until
 from tests.support.projects import HYPERTEXT, PARAGRAPHS, TEXT, Kind
-from tests.support.texts import corpus_sentences
 from tests.support.wiretap import Wiretap
 
 pytestmark = pytest.mark.e2e
@@ -51,8 +51,8 @@ def assert_pre_annotated(label_studio: LabelStudio, project: int, kind: Kind, br
 
 
 def test_two_hundred_real_sentences(label_studio: LabelStudio, tap: Wiretap, backend: Backend) -> None:
-    texts = corpus_sentences("broad-twitter", 100) + corpus_sentences("wikigold", 100)
-    check_text_project(label_studio, tap, backend, "Corpora", [{"text": text} for text in texts])
+    sentences = [s for corpus in ("broad-twitter", "wikigold") for s in labelled.sentences(corpus, "test", 100)]
+    check_text_project(label_studio, tap, backend, "Corpora", [{"text": sentence.text} for sentence in sentences])
 
 
 def test_two_hundred_samples(label_studio: LabelStudio, tap: Wiretap, backend: Backend) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ready_backend
-from tests.support import lessons
+from tests.support import labelled_sentences as labelled
 from tests.support.backend import Backend
 from tests.support.label_studio import LabelStudio
 
 pytestmark = pytest.mark.e2e
 
-CONFIG = lessons.label_config(["Dish", "Spice"])
+CONFIG = labelled.label_config(["Dish", "Spice"])
 
 
 def sync(backend: Backend, label_studio: LabelStudio, token: str, project: int) -> str:
@@ -42,7 +42,7 @@ def sync(backend: Backend, label_studio: LabelStudio, token: str, project: int) 
 def test_annotations_that_no_webhook_told_of(label_studio: LabelStudio, backend: Backend, kind: str) -> None:
     token = label_studio.personal_access_token() if kind == "personal" else label_studio.legacy_token()
     project = label_studio.create_project(f"Synchronised, {kind}", CONFIG)  # no backend is connected
-    sentences = lessons.RECIPES[:5]
+    sentences = labelled.RECIPES[:5]
     tasks = label_studio.import_tasks(project, [{"text": sentence.text} for sentence in sentences])
     annotations = [
         label_studio.annotate(task, sentence.regions()) for task, sentence in zip(tasks, sentences, strict=True)
@@ -65,7 +65,7 @@ def test_annotations_that_no_webhook_told_of(label_studio: LabelStudio, backend:
 
 def test_a_training_asks_label_studio_first(label_studio: LabelStudio, tmp_path: Path, artifacts: Path) -> None:
     project = label_studio.create_project("Trained without webhooks", CONFIG)  # no backend is connected
-    sentences = lessons.RECIPES[:3]  # too few to train on: the error tells how many there are by then
+    sentences = labelled.RECIPES[:3]  # too few to train on: the error tells how many there are by then
     tasks = label_studio.import_tasks(project, [{"text": sentence.text} for sentence in sentences])
     for task, sentence in zip(tasks, sentences, strict=True):
         label_studio.annotate(task, sentence.regions())

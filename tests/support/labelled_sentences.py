@@ -1,6 +1,6 @@
-"""What annotators accept, as Label Studio sends it, and how predictions are scored against it.
+"""Sentences with their expected spans, as Label Studio sends accepted annotations, and scores of predictions.
 
-None of it is the backend's code.
+Nothing here uses the backend's code: it checks that code.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from tests.support.texts import CORPORA
+from tests.support.paths import CORPORA
 
 Json = Any
 Span = tuple[int, int, str]  # code points, half-open, and the label
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """A text with its right spans."""
+class LabelledSentence:
+    """A text with its expected spans."""
 
     text: str
     spans: tuple[Span, ...]
 
     def regions(self) -> list[Json]:
-        """As the editor sends them for `label_config` of this module."""
+        """The spans as regions, as the editor sends them for this module's `label_config`."""
         return [
             {
                 "id": f"r{index}",
@@ -39,13 +39,13 @@ class Labelled:
 
 
 def label_config(labels: Sequence[str]) -> str:
-    """Of a project that asks for these labels in a Text."""
+    """The label config of a project that asks for these labels in a Text."""
     children = "".join(f'<Label value="{label}"/>' for label in labels)
     return f'<View><Labels name="label" toName="text">{children}</Labels><Text name="text" value="$text"/></View>'
 
 
-def labelled(corpus: str, split: str, num_sentences: int | None = None) -> list[Labelled]:
-    """Sentences of a corpus, their words joined by spaces. Skips where the corpora are not."""
+def sentences(corpus: str, split: str, num_sentences: int | None = None) -> list[LabelledSentence]:
+    """Sentences of a corpus, their words joined by spaces. Skips the test if the corpora are missing."""
     path = CORPORA / corpus / f"{split}.conll"
     if not path.exists():
         pytest.skip(f"{path} does not exist: the corpora are not part of the project")
@@ -53,7 +53,7 @@ def labelled(corpus: str, split: str, num_sentences: int | None = None) -> list[
     return [_labelled(block) for block in blocks]
 
 
-def _labelled(block: str) -> Labelled:
+def _labelled(block: str) -> LabelledSentence:
     text, spans = "", []
     for line in block.split("\n"):
         word, tag = line.split("\t")
@@ -64,23 +64,24 @@ def _labelled(block: str) -> Labelled:
         elif tag.startswith("I-"):
             first, _, label = spans.pop()
             spans.append((first, len(text), label))
-    return Labelled(text, tuple(spans))
+    return LabelledSentence(text, tuple(spans))
 
 
-def labels_of(sentences: Sequence[Labelled]) -> list[str]:
+def labels_of(sentences: Sequence[LabelledSentence]) -> list[str]:
     """All labels that occur, sorted."""
     return sorted({label for sentence in sentences for _, _, label in sentence.spans})
 
 
-def span_f1(sentences: Sequence[Labelled], predictions: Sequence[Json]) -> float:
-    """Strict micro-F1, 0..1, of one prediction a sentence: an entity counts if bounds and label are right."""
-    right = found = there = 0
+def span_f1(sentences: Sequence[LabelledSentence], predictions: Sequence[Json]) -> float:
+    """Strict micro-F1, 0..1, of one prediction per sentence: an entity is correct if bounds and label are."""
+    num_correct = num_predicted = num_expected = 0
     for sentence, prediction in zip(sentences, predictions, strict=True):
         predicted = set(spans_of(prediction))
-        right += len(predicted & set(sentence.spans))
-        found += len(predicted)
-        there += len(sentence.spans)
-    return 2 * right / (found + there) if found + there else 0.0
+        num_correct += len(predicted & set(sentence.spans))
+        num_predicted += len(predicted)
+        num_expected += len(sentence.spans)
+    total = num_predicted + num_expected
+    return 2 * num_correct / total if total else 0.0
 
 
 def spans_of(prediction: Json) -> list[Span]:
@@ -91,29 +92,29 @@ def spans_of(prediction: Json) -> list[Span]:
     ]
 
 
-# A little project of sentences of our own: enough to learn something from, little enough to learn it quickly.
+# A small project: enough sentences to learn something from, few enough to learn it quickly.
 RECIPES = [
-    Labelled("Whisk the saffron into warm milk .", ((10, 17, "Spice"),)),
-    Labelled("Fold ground cardamom into the pilaf .", ((12, 20, "Spice"), (30, 35, "Dish"))),
-    Labelled("Serve the ramen with pickled ginger .", ((10, 15, "Dish"), (29, 35, "Spice"))),
-    Labelled("A pinch of turmeric turns the paella yellow .", ((11, 19, "Spice"), (30, 36, "Dish"))),
-    Labelled("Toast cumin seeds before you start .", ((6, 11, "Spice"),)),
-    Labelled("Nobody in the house likes goulash .", ((26, 33, "Dish"),)),
-    Labelled("Smoked paprika belongs into every goulash .", ((7, 14, "Spice"), (34, 41, "Dish"))),
-    Labelled("Let the dough rest for an hour .", ()),
-    Labelled("Her lasagna needs more nutmeg .", ((4, 11, "Dish"), (23, 29, "Spice"))),
-    Labelled("They ordered pad thai and two beers .", ((13, 21, "Dish"),)),
-    Labelled("Cloves and cinnamon scent the biryani .", ((0, 6, "Spice"), (11, 19, "Spice"), (30, 37, "Dish"))),
-    Labelled("Heat the oven to two hundred degrees .", ()),
-    Labelled("Risotto hates to wait .", ((0, 7, "Dish"),)),
-    Labelled("We ran out of star anise yesterday .", ((14, 24, "Spice"),)),
-    Labelled("Add sumac to the fattoush at the end .", ((4, 9, "Spice"), (17, 25, "Dish"))),
-    Labelled("The waiter recommended the bouillabaisse .", ((27, 40, "Dish"),)),
+    LabelledSentence("Whisk the saffron into warm milk .", ((10, 17, "Spice"),)),
+    LabelledSentence("Fold ground cardamom into the pilaf .", ((12, 20, "Spice"), (30, 35, "Dish"))),
+    LabelledSentence("Serve the ramen with pickled ginger .", ((10, 15, "Dish"), (29, 35, "Spice"))),
+    LabelledSentence("A pinch of turmeric turns the paella yellow .", ((11, 19, "Spice"), (30, 36, "Dish"))),
+    LabelledSentence("Toast cumin seeds before you start .", ((6, 11, "Spice"),)),
+    LabelledSentence("Nobody in the house likes goulash .", ((26, 33, "Dish"),)),
+    LabelledSentence("Smoked paprika belongs into every goulash .", ((7, 14, "Spice"), (34, 41, "Dish"))),
+    LabelledSentence("Let the dough rest for an hour .", ()),
+    LabelledSentence("Her lasagna needs more nutmeg .", ((4, 11, "Dish"), (23, 29, "Spice"))),
+    LabelledSentence("They ordered pad thai and two beers .", ((13, 21, "Dish"),)),
+    LabelledSentence("Cloves and cinnamon scent the biryani .", ((0, 6, "Spice"), (11, 19, "Spice"), (30, 37, "Dish"))),
+    LabelledSentence("Heat the oven to two hundred degrees .", ()),
+    LabelledSentence("Risotto hates to wait .", ((0, 7, "Dish"),)),
+    LabelledSentence("We ran out of star anise yesterday .", ((14, 24, "Spice"),)),
+    LabelledSentence("Add sumac to the fattoush at the end .", ((4, 9, "Spice"), (17, 25, "Dish"))),
+    LabelledSentence("The waiter recommended the bouillabaisse .", ((27, 40, "Dish"),)),
 ]
 
 
-def events(project: int, config: str, sentences: Sequence[Labelled], first_id: int = 1) -> list[Json]:
-    """ANNOTATION_CREATED webhooks for these sentences: what Label Studio would send."""
+def events(project: int, config: str, sentences: Sequence[LabelledSentence], first_id: int = 1) -> list[Json]:
+    """The ANNOTATION_CREATED webhooks that Label Studio sends for these sentences."""
     return [
         {
             "action": "ANNOTATION_CREATED",
@@ -140,5 +141,5 @@ def events(project: int, config: str, sentences: Sequence[Labelled], first_id: i
 
 
 def version_folders(model_dir: Path) -> list[Path]:
-    """Every folder of a trained version below MODEL_DIR, half-written ones included."""
+    """Every folder of a trained version below MODEL_DIR, incomplete ones included."""
     return sorted(path.parent for path in (model_dir / "versions").rglob("adapter_config.json"))
