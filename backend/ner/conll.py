@@ -1,6 +1,6 @@
-"""Sentences in CoNLL form: one `TOKEN<TAB>TAG` a line, a blank line between sentences.
+"""Sentences in CoNLL format: one `TOKEN<TAB>TAG` per line, a blank line between sentences.
 
-Tags are `O`, `B-label` or `I-label`; a label is plain English and may hold spaces.
+Tags are `O`, `B-label` or `I-label`. A label is plain English and may contain spaces.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ def read_conll(path: Path) -> tuple[Sentence, ...]:
     sentences: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []
-    # not splitlines(): a token may be or hold U+2028 and its like
+    # not splitlines(): a token may contain U+2028 and the like
     for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], start=1):
         if not line.strip():
             if words:
@@ -41,6 +41,6 @@ def read_conll(path: Path) -> tuple[Sentence, ...]:
 
 
 def label_set(sentences: Iterable[Sentence]) -> tuple[str, ...]:
-    """The labels that occur, sorted."""
+    """The labels of the sentences, sorted."""
     labels = {label_of(tag) for sentence in sentences for tag in sentence.tags}
     return tuple(sorted(label for label in labels if label is not None))

@@ -1,7 +1,7 @@
-"""The legal continuations of a GNER answer: a trie over the tags' tokens, and the BIO rule.
+"""The legal continuations of a GNER answer: a trie of the tags' tokens, and the BIO rule.
 
-After a word the model writes `(tag)`. Every tag is one path of tokens through the trie; where a node has
-more than one legal child, there is something to decide, everywhere else the next token is forced.
+After each word the model writes `(tag)`. Each tag is a path of tokens through the trie. Where a node has more than one
+legal child, the model decides; elsewhere the next token is forced.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from backend.ner.bio import TagSet, allowed_anywhere, continuation_of, first_of,
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A place in the trie. `tags` are those whose paths go through it."""
+    """A node of the trie. `tags` are those whose paths pass through it."""
 
     tags: TagSet = 0
     children: dict[int, "Node"] = field(default_factory=dict)
-    tag: int | None = None  # set at a leaf: the index of the tag that ends here
+    tag: int | None = None  # at a leaf, the tag that ends here
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One free position on a path: which tokens are legal at `offset`, and which of them the path takes."""
+    """A free position on a path: the tokens that are legal at `offset`, and the one that the path takes."""
 
     offset: int
     tokens: tuple[int, ...]
@@ -31,13 +31,13 @@ class Decision:
 
 
 class Grammar:
-    """The tags of one label set as token paths. Tags are indices into `tags`, with 0 for O."""
+    """The tags of one label set as token paths. Tags are indices into `tags`, the names: see bio.py."""
 
     def __init__(self, labels: Sequence[str], paths: Sequence[tuple[int, ...]]) -> None:
         """`paths[i]` are the tokens that write tag i of `tag_names(labels)`.
 
-        Raises LabelsIndistinguishable where two tags have the same tokens or one begins with the other:
-        the tokenizer then cannot write them apart (two words that it does not know, say).
+        Raises LabelsIndistinguishable if the tokens of two tags are equal, or if those of one begin with those of the
+        other. Two labels that the tokenizer does not know may have equal tokens, for example.
         """
         self.tags = tag_names(labels)
         self.paths = tuple(paths)
@@ -75,7 +75,7 @@ class Grammar:
         return tuple(token for token, child in node.children.items() if child.tags & allowed)
 
     def decisions(self, previous_tag: int, tag: int) -> tuple[Decision, ...]:
-        """The free positions on the path of `tag`, given the tag of the word before."""
+        """The free positions on the path of `tag` after a word with `previous_tag`."""
         known = self._decisions.get((previous_tag, tag))
         if known is None:
             known = self._decisions[previous_tag, tag] = tuple(self._walk(self.allowed(previous_tag), tag))
@@ -93,7 +93,7 @@ class Grammar:
 
     @cached_property
     def decision_tokens(self) -> tuple[int, ...]:
-        """Every token that can be up for a decision, sorted."""
+        """Every token that a decision can be about, sorted."""
         found: set[int] = set()
         nodes = [self.root]
         while nodes:
@@ -105,5 +105,5 @@ class Grammar:
 
     @cached_property
     def longest_path(self) -> int:
-        """Tokens of the longest tag."""
+        """The number of tokens of the longest tag."""
         return max(len(path) for path in self.paths)

@@ -1,4 +1,4 @@
-"""Labels and the words that the model is asked for: the one place where one becomes the other.
+"""Stored labels and their prompt words: the one place where one is converted to the other.
 
 Inside, a label is what is stored (in Label Studio, in examples). A prompt asks for readable words instead, and one
 label may be asked for in several ways: `chem` as *chemical* and as *drug*.

@@ -2,7 +2,7 @@
 
 Source: Ding et al. 2024, "Rethinking Negative Instances for Generative Named Entity Recognition"
 (arXiv:2402.16602), and the published checkpoints' training format. The published format is the
-default; a checkpoint folder may bring its own prompt in `gner.json`.
+default; a checkpoint folder may define its own prompt in `gner.json`.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ CAUSAL_WRAPPER = "[INST] {instruction} [/INST]"
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How a checkpoint wants to be asked. `template` has the fields {labels} and {sentence}."""
+    """A checkpoint's prompt. `template` has the fields {labels} and {sentence}, `wrapper` has {instruction}."""
 
     template: str = PUBLISHED_TEMPLATE
     wrapper: str = "{instruction}"
 
     def render(self, labels: Sequence[str], words: Sequence[str]) -> str:
         """The source text: labels joined by commas, words joined by spaces."""
-        # str.replace, not str.format: words and labels may hold braces
+        # not str.format: words and labels may contain braces
         before, after = self.template.split("{sentence}")
         instruction = before.replace("{labels}", ", ".join(labels)) + " ".join(words) + after
         head, tail = self.wrapper.split("{instruction}")

@@ -1,6 +1,6 @@
 """Text -> words -> windows, and tagged words -> spans in the text.
 
-All offsets are code points of the text as it came: nothing is normalised or stripped.
+All offsets are code points of the original text: nothing is normalised or stripped.
 """
 
 import math
@@ -15,9 +15,9 @@ from backend.errors import PromptTooLong
 from backend.ner.bio import OUTSIDE, as_begin, entity_tags, is_inside_tag, mentions
 from backend.ner.spans import Span, TaggedWord, Window, Word
 
-# A longer run without a space (base64, a URL) becomes several words, so that one word always fits a window.
+# A longer run without a space (base64, a URL) is cut into several words, so that one word always fits into a window.
 MAX_WORD_CODE_POINTS = 40
-# Words shared by two windows that had to be cut inside a sentence.
+# Two windows share at most this many words where a sentence had to be cut.
 MAX_OVERLAP_WORDS = 16
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
@@ -30,9 +30,9 @@ _WORD = regex.compile(
     | \p{{N}}+(?:[.,:]\p{{N}}+)+                            # 1,000.5  10:30
     | (?<=\w)['’](?:s|t|d|m|re|ve|ll)\b                     # Perth's -> Perth 's
     | (?=[{_UNSPACED}])\X                                   # scripts without spaces: a grapheme is a word
-    | (?:(?![{_UNSPACED}])[\w\p{{M}}\u200c\u200d])+         # letters, digits, marks and the joiners among them
+    | (?:(?![{_UNSPACED}])[\w\p{{M}}\u200c\u200d])+         # letters, digits, marks and joiners
     | (?P<repeated>[\p{{P}}\p{{S}}])(?P=repeated)+          # ...  ----  !!!
-    | \X                                                    # any other sign, an emoji sequence as a whole
+    | \X                                                    # any other character; an emoji sequence as a whole
     """,
     regex.VERBOSE | regex.IGNORECASE,
 )
@@ -42,11 +42,11 @@ _CLOSING = frozenset("\"'”’»)]}」』）")
 
 
 def words(text: str, breaks: Sequence[int] = ()) -> list[Word]:
-    """Split a text into words; `text[w.start:w.end] == w.text`, and only white space is left out.
+    """Split a text into words. `text[w.start:w.end] == w.text`, and only white space is left out.
 
-    Punctuation, hyphens and apostrophes are words of their own, so that a span can begin or end at any of them.
-    No word goes over an offset in `breaks` (ascending): there a reader sees a new block, a table's cell say, though no
-    white space stands between.
+    Punctuation marks, hyphens and apostrophes are separate words, so that a span can begin or end at any of them.
+    No word crosses an offset in `breaks` (ascending): a new block begins there, such as a table cell, even without
+    white space.
     """
     return [
         word
@@ -68,7 +68,7 @@ def _words_of_chunk(text: str, start: int, end: int) -> Iterator[Word]:
 
 
 def sentence_starts(text: str, text_words: Sequence[Word], breaks: Sequence[int] = ()) -> list[bool]:
-    """For each word, whether a sentence may begin there: a good place to cut, no claim about grammar."""
+    """For each word, whether a sentence may begin there. It marks good places to cut, and need not be correct."""
     starts = [True] * len(text_words)
     for index in range(1, len(text_words)):
         before, after = text_words[index - 1].end, text_words[index].start
@@ -80,7 +80,7 @@ def sentence_starts(text: str, text_words: Sequence[Word], breaks: Sequence[int]
 
 
 def _is_broken(breaks: Sequence[int], before: int, after: int) -> bool:
-    """Whether a break lies between two words, of which one ends at `before` and the other starts at `after`."""
+    """Whether there is a break between a word that ends at `before` and one that starts at `after`."""
     return bisect_left(breaks, before) < bisect_right(breaks, after)
 
 
@@ -97,7 +97,7 @@ def _may_begin(word: Word) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much fits into one window, in tokens of the model's two sequences."""
+    """How much fits into one window, in tokens of the model's source and target."""
 
     source_tokens: int
     target_tokens: int
@@ -105,7 +105,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class WordCost:
-    """What a word takes of a Budget at most: its tokens in the source, and with its longest tag in the target."""
+    """The most that a word takes of a Budget: its tokens in the source, and with its longest tag in the target."""
 
     source_tokens: int
     target_tokens: int
@@ -114,10 +114,10 @@ class WordCost:
 def windows(
     text: str, text_words: Sequence[Word], costs: Sequence[WordCost], budget: Budget, breaks: Sequence[int] = ()
 ) -> list[Window]:
-    """Cover all words with windows that keep to the budget.
+    """Cover all words with windows within the budget.
 
-    Whole sentences are packed together; a sentence that is too long alone is cut with an overlap, and each
-    word of the overlap is kept by the window in which it stands farther from the cut.
+    Whole sentences are packed together. A sentence that is too long for one window is cut with an overlap; each word of
+    the overlap is kept by the window in which it is farther from the cut.
     Raises PromptTooLong if a single word does not fit.
     """
     starts = sentence_starts(text, text_words, breaks)
@@ -147,8 +147,8 @@ def _last_fitting(text_words: Sequence[Word], costs: Sequence[WordCost], budget:
         if source > budget.source_tokens or target > budget.target_tokens:
             if index == begin:
                 raise PromptTooLong(
-                    f"the word {text_words[begin].text!r} takes {source} source and {target} target tokens; beside "
-                    f"this label set only {budget.source_tokens} and {budget.target_tokens} are left: use fewer or "
+                    f"the word {text_words[begin].text!r} takes {source} source and {target} target tokens; this "
+                    f"label set leaves only {budget.source_tokens} and {budget.target_tokens}: use fewer or "
                     "shorter labels"
                 )
             return index
@@ -160,7 +160,7 @@ def _last_sentence_start(starts: Sequence[bool], begin: int, end: int) -> int | 
 
 
 def kept(window: Window, tags: Sequence[str], probabilities: Sequence[float]) -> list[TaggedWord]:
-    """Of a window's words, tagged one by one, those whose labels come from it."""
+    """The tagged words of a window whose labels come from it."""
     return [
         TaggedWord(window.words[index], tags[index], probabilities[index])
         for index in range(window.keep_from - window.first_word, window.keep_to - window.first_word)
@@ -195,10 +195,10 @@ def tags_of(spans: Sequence[Span], text_words: Sequence[Word]) -> list[str]:
 
 
 def confidence(probabilities: Sequence[float]) -> float:
-    """A text's score: exponent of the mean log-probability of its words' tags, 0..1; 1.0 where there are no words.
+    """A text's score, 0..1: the exponent of the mean log-probability of its words' tags; 1.0 without words.
 
     This is MNLP (maximum normalised log-probability), the uncertainty measure of Shen et al. 2018
-    (arXiv:1707.05928): it does not favour long texts as the plain product would.
+    (arXiv:1707.05928). Unlike the plain product, it does not depend on the length of the text.
     """
     if not probabilities:
         return 1.0

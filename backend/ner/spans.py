@@ -1,6 +1,6 @@
-"""The representations that text passes through: Passage, Question, Word, Window, TaggedWord, Span.
+"""The representations of text: Passage, Question, Word, Window, TaggedWord, Span.
 
-Everywhere, `start` and `end` are half-open offsets in Unicode code points of the task text.
+`start` and `end` are always half-open offsets in Unicode code points of the task text.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Passage:
     """A text that is labelled as a whole."""
 
     text: str
-    breaks: tuple[int, ...] = ()  # ascending offsets that neither a word nor a span crosses: a new block begins there
+    breaks: tuple[int, ...] = ()  # ascending offsets where a new block begins: no word or span crosses them
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A run of consecutive words that the model labels in one go.
+    """Consecutive words that the model labels together.
 
-    `first_word` is the index of words[0] in the whole text. Of two overlapping windows,
-    each keeps the words nearer to its middle: `keep_from` and `keep_to` are the half-open
-    range of word indices (in the whole text) whose labels come from this window.
+    `first_word` is the index of words[0] in the whole text. Of two overlapping windows, each keeps the words nearer to
+    its middle: `keep_from` and `keep_to` are the half-open range of word indices (in the whole text) whose labels come
+    from this window.
     """
 
     first_word: int

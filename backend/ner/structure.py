@@ -1,10 +1,10 @@
-"""Free-running output -> one tag per word, and the paper's way of counting entities.
+"""Unconstrained output -> one tag per word, and the paper's way to count entities.
 
 A model that writes without constraints may skip, repeat or misspell words. Ding et al. 2024 (arXiv:2402.16602, section
-3.3) align what it wrote with the words of the sentence in three steps, each for what the one before leaves: equal
-words; the written words are a subsequence of the sentence; else their longest common subsequence. Words that got no
-tag, and tags that are not in the label set, are O. The published scores were counted on what comes out, by entities
-as normalised text: see `entities`. Constrained decoding needs none of this.
+3.3) align its output with the words of the sentence. They use the first of three rules that applies: the words are
+equal; the written words are a subsequence of the sentence; otherwise the longest common subsequence of both. Words
+without a tag, and tags outside the label set, become O. The published scores count entities as normalised text on this
+result: see `entities`. Constrained decoding needs none of this.
 """
 
 import re
@@ -24,14 +24,14 @@ Respell = Callable[[Sequence[str]], Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class WrittenWord:
-    """A word as the model wrote it, and the tag behind it."""
+    """A word as the model wrote it, and the tag after it."""
 
     text: str
     tag: str
 
 
 def written_words(output: str) -> list[WrittenWord]:
-    """`did(O) george(B-actor)` -> its words and tags. A tag without a word, or a word without a tag, is left out."""
+    """`did(O) george(B-actor)` -> its words and tags. Tags without a word and words without a tag are left out."""
     found = []
     begin = 0
     for match in _TAG.finditer(output):
@@ -47,8 +47,8 @@ def structure(
 ) -> tuple[str, ...]:
     """One tag for each of `words`.
 
-    `respell` gives the words as the model can write them (tokenised and decoded); without it they are compared as
-    they are. Case never counts.
+    `respell` returns words as the model can write them (tokenized and decoded); without it, words are compared as they
+    are. Case is ignored.
     """
     written = written_words(output)
     known = {*tag_names(labels)}
@@ -60,7 +60,7 @@ def structure(
 
 
 def align(wanted: Sequence[str], written: Sequence[str]) -> list[int | None]:
-    """For each wanted word the index of the written word that stands for it, ascending, or None."""
+    """For each wanted word, the index of the written word that matches it, or None. Indices ascend."""
     if list(wanted) == list(written):
         return list(range(len(wanted)))
     within = _as_subsequence(wanted, written)
@@ -68,7 +68,7 @@ def align(wanted: Sequence[str], written: Sequence[str]) -> list[int | None]:
 
 
 def _as_subsequence(wanted: Sequence[str], written: Sequence[str]) -> list[int | None] | None:
-    """All of `written` found in `wanted`, each at the first place that is left; None if they are not."""
+    """Match all of `written` with `wanted`, each with the first free word. None if that is impossible."""
     places: list[int | None] = [None] * len(wanted)
     next_written = 0
     for index, word in enumerate(wanted):
@@ -80,7 +80,7 @@ def _as_subsequence(wanted: Sequence[str], written: Sequence[str]) -> list[int |
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A wanted word, the equal written one, and the pair before it on the longest chain that ends here."""
+    """A wanted word, an equal written one, and the pair before them on the longest chain that ends here."""
 
     wanted: int
     written: int
@@ -88,7 +88,7 @@ class _Pair:
 
 
 def _longest_common_subsequence(wanted: Sequence[str], written: Sequence[str]) -> list[int | None]:
-    """Hunt and Szymanski 1977: the longest chain of equal pairs that ascends on both sides."""
+    """The longest chain of equal pairs that ascends on both sides (Hunt and Szymanski 1977)."""
     places_of: dict[str, list[int]] = {}
     for index, word in enumerate(written):
         places_of.setdefault(word, []).append(index)
@@ -110,14 +110,14 @@ def _longest_common_subsequence(wanted: Sequence[str], written: Sequence[str]) -
 
 
 def normalise(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and superfluous white space, in this order."""
+    """Convert to lower case, then remove ASCII punctuation, English articles and superfluous white space."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def entities(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
-    """The distinct (text, label) of a sentence, normalised, as the paper counts them.
+    """The distinct (text, label) pairs of a sentence, normalised, as the paper counts them.
 
-    An entity goes from a B-, or an I- behind an O, to the next B- or O; its label is that of its last word.
+    An entity begins at a B-, or at an I- after an O, and ends before the next B- or O. Its last word gives the label.
     """
     found: list[tuple[str, str]] = []
     text: list[str] = []
