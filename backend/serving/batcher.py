@@ -1,7 +1,7 @@
-"""Owns the model: a queue of windows, batches by token budget, futures for the answers.
+"""Owns the model: a queue of windows, batches within a token budget, futures for the answers.
 
-Requests of all annotators share batches, as far as they want the same version. One thread loads the model and runs it;
-nobody else touches it.
+Requests of all annotators share batches if they use the same version. One thread loads the model and runs it; no other
+thread touches it.
 """
 
 import enum
@@ -25,21 +25,23 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How many waiting windows a batch is picked from: enough to find ones of like length, few enough to sort often.
+# A batch is picked from this many waiting windows: enough to find windows of like length, few enough to sort often.
 _LOOKAHEAD_WINDOWS = 512
+# A typical tag's tokens, to estimate the length of an answer.
+_TAG_TOKENS = 4
 
 
 class Priority(enum.IntEnum):
-    """Who waits: lower is served first."""
+    """Who waits for an answer; lower values are served first."""
 
     INTERACTIVE = 0  # an annotator drawing a region
     OPEN_TASK = 1  # an annotator opening a task
     BULK = 2  # "retrieve predictions" over many tasks
-    BACKGROUND = 3  # nobody yet
+    BACKGROUND = 3  # nobody waits yet
 
 
 class State(str, enum.Enum):
-    """Of the model; the values are what /health says."""
+    """The model's state; /health shows the values."""
 
     LOADING = "loading"
     READY = "ready"
@@ -48,7 +50,7 @@ class State(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one batch may hold. Tokens count the longest row times the number of rows."""
+    """The most that one batch may contain. `tokens` is the longest row times the number of rows."""
 
     tokens: int
     rows: int
@@ -56,6 +58,8 @@ class BatchLimits:
 
 @dataclass(slots=True)
 class _Waiting:
+    """A window in the queue."""
+
     order: tuple[int, int]  # priority, then arrival
     tokens: int
     prompt: EncodedPrompt
@@ -65,14 +69,14 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Action:
-    """Something to be done in the model's thread."""
+    """A call to be made in the model's thread."""
 
     call: Callable[[Engine], Any]
     future: "Future[Any]"
 
 
 class Batcher:
-    """`start` it in the process that serves (after the fork), `submit` from any thread."""
+    """Call `start` in the serving process, after the fork; then `submit` from any thread."""
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class Batcher:
         metrics: Metrics,
         on_failure: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
-        """`load` is called once, in the model's thread; `on_failure` there too, if it raises."""
+        """`load` is called once in the model's thread. If it raises, `on_failure` is called there as well."""
         self._load = load
         self._limits = limits
         self._metrics = metrics
@@ -96,11 +100,11 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
-        """Begin to load the model; returns at once."""
+        """Start loading the model; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the batch in flight finish, cancel what waits, end the thread."""
+        """Let the current batch finish, cancel what is queued, end the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -113,6 +117,7 @@ class Batcher:
 
     @property
     def state(self) -> State:
+        """Whether the model is loading, ready or failed."""
         if self._failure is not None:
             return State.FAILED
         return State.LOADING if self._engine is None else State.READY
@@ -133,8 +138,8 @@ class Batcher:
         raise ModelNotReady(f"the model is still loading after {timeout_s:.0f} s; try again")
 
     def submit(self, prompt: EncodedPrompt, priority: Priority, version: str) -> "Future[Decoded]":
-        """Queue one window for a version. Cancelled at once if the batcher stops."""
-        tokens = len(prompt.source_ids) + sum(len(code.forced) + 4 for code in prompt.codes)
+        """Queue one window for a version. The future is cancelled at once if the batcher is stopping."""
+        tokens = len(prompt.source_ids) + sum(len(code.forced) + _TAG_TOKENS for code in prompt.codes)
         future: Future[Decoded] = Future()
         with self._changed:
             if self._stopping:
@@ -146,9 +151,9 @@ class Batcher:
         return future
 
     def run(self, action: Callable[[Engine], T]) -> "Future[T]":
-        """Have something done in the model's thread once it is loaded, between two batches.
+        """Run `action` in the model's thread once the model is loaded, between two batches.
 
-        Cancelled if the batcher stops before; ModelNotReady if the model cannot be loaded.
+        The future is cancelled if the batcher stops first, and raises ModelNotReady if the model cannot be loaded.
         """
         future: Future[T] = Future()
         with self._changed:
@@ -162,7 +167,7 @@ class Batcher:
         return future
 
     def promote(self, futures: "Collection[Future[Decoded]]", priority: Priority) -> None:
-        """Somebody more urgent waits for these, too: what is still queued of them moves up."""
+        """Raise the priority of those windows that are still queued: someone more urgent waits for them as well."""
         wanted = set(map(id, futures))
         with self._changed:
             for waiting in self._waiting:
@@ -173,16 +178,7 @@ class Batcher:
         try:
             engine = self._load()
         except Exception as error:  # thread boundary: the reason must reach /health and the log
-            expected = isinstance(error, BackendError)
-            log.error("the model could not be loaded: %s", error, exc_info=None if expected else error)
-            with self._changed:
-                self._failure = error
-                actions, self._actions = self._actions, []
-                self._changed.notify_all()
-            for action in actions:
-                if action.future.set_running_or_notify_cancel():
-                    action.future.set_exception(ModelNotReady(f"the model could not be loaded: {error}"))
-            self._on_failure(error)
+            self._give_up(error)
             return
         with self._changed:
             self._engine = engine
@@ -193,8 +189,21 @@ class Batcher:
             else:
                 self._decode(engine, work)
 
+    def _give_up(self, error: Exception) -> None:
+        """The model cannot be loaded: log it, and fail what waits for the model."""
+        expected = isinstance(error, BackendError)
+        log.error("the model could not be loaded: %s", error, exc_info=None if expected else error)
+        with self._changed:
+            self._failure = error
+            actions, self._actions = self._actions, []
+            self._changed.notify_all()
+        for action in actions:
+            if action.future.set_running_or_notify_cancel():
+                action.future.set_exception(ModelNotReady(f"the model could not be loaded: {error}"))
+        self._on_failure(error)
+
     def _next_work(self) -> list[_Waiting] | _Action | None:
-        """A batch, or an action that is due before it; waits for either. None when stopping."""
+        """Wait for a batch or an action; actions go first. None when stopping."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._actions or self._stopping)
             if self._stopping:
@@ -209,39 +218,24 @@ class Batcher:
 
     def _decode(self, engine: Engine, batch: Sequence[_Waiting]) -> None:
         batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
-        if not batch:
-            return
-        try:
-            engine.activate(batch[0].version)
-        except Exception as error:  # thread boundary: those who wait must hear of it, and the thread go on
-            expected = isinstance(error, BackendError)
-            log.error("version %s cannot be used: %s", batch[0].version, error, exc_info=None if expected else error)
-            for waiting in batch:
-                waiting.future.set_exception(error)
-            return
-        decoder = engine.decoder
+        if batch and _activate(engine, batch):
+            self._answer(engine.decoder, batch)
+
+    def _answer(self, decoder: Decoder, batch: Sequence[_Waiting]) -> None:
         try:
             answers = self._timed_decode(decoder, [waiting.prompt for waiting in batch])
-        except Exception as error:  # thread boundary: the requests that wait must hear of it, and the thread go on
+        except Exception as error:  # thread boundary: the requests must get the error, and the thread must go on
             if len(batch) == 1:
                 log.exception("a window of %d words could not be decoded", len(batch[0].prompt.words))
                 batch[0].future.set_exception(error)
-            else:
-                log.warning("a batch of %d windows failed (%s); trying them one by one", len(batch), error)
-                for waiting in batch:
-                    self._decode_again(decoder, waiting)
-            return
-        for waiting, answer in zip(batch, answers, strict=True):
-            waiting.future.set_result(answer)
-
-    def _decode_again(self, decoder: Decoder, waiting: _Waiting) -> None:
-        try:
-            [answer] = self._timed_decode(decoder, [waiting.prompt])
-        except Exception as error:  # thread boundary, as above
-            log.exception("a window of %d words could not be decoded", len(waiting.prompt.words))
-            waiting.future.set_exception(error)
+                return
+            log.warning("a batch of %d windows failed (%s); trying them one by one", len(batch), error)
         else:
-            waiting.future.set_result(answer)
+            for waiting, answer in zip(batch, answers, strict=True):
+                waiting.future.set_result(answer)
+            return
+        for waiting in batch:
+            self._answer(decoder, [waiting])
 
     def _timed_decode(self, decoder: Decoder, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
         work, started_s = decoder.work, time.perf_counter()
@@ -256,25 +250,39 @@ class Batcher:
         return answers
 
 
+def _activate(engine: Engine, batch: Sequence[_Waiting]) -> bool:
+    """Activate the batch's version. If that fails, the batch gets the error and False is returned."""
+    version = batch[0].version
+    try:
+        engine.activate(version)
+    except Exception as error:  # thread boundary: the requests must get the error, and the thread must go on
+        expected = isinstance(error, BackendError)
+        log.error("version %s cannot be used: %s", version, error, exc_info=None if expected else error)
+        for waiting in batch:
+            waiting.future.set_exception(error)
+        return False
+    return True
+
+
 def _run_action(engine: Engine, action: _Action) -> None:
     if not action.future.set_running_or_notify_cancel():
         return
     try:
         result = action.call(engine)
-    except BaseException as error:  # thread boundary: whoever asked for it is told
+    except BaseException as error:  # thread boundary: the caller gets the error
         action.future.set_exception(error)
     else:
         action.future.set_result(result)
 
 
 def pick_batch(waiting: Sequence[_Waiting], limits: BatchLimits) -> list[_Waiting]:
-    """The most urgent window and those of its version most like it in length, within the limits.
+    """The most urgent window, and windows of its version and of like length, within the limits.
 
-    The most urgent is always taken, however long, so nothing waits forever. That is the difference to
-    `batches_by_length`, which batches everything and starts with the shortest: this makes one batch around one window.
+    The most urgent window is always taken, however long it is, so no window waits forever. In this it differs from
+    `batches_by_length`, which puts all rows into batches, the shortest first: here, one batch forms around one window.
     """
     anchor = min(waiting, key=lambda w: w.order)
-    # a batch must not mix versions: one set of weights is in force at a time
+    # a batch must not mix versions: only one adapter is active at a time
     alike = [one for one in waiting if one.version == anchor.version]
     urgent_first = heapq.nsmallest(_LOOKAHEAD_WINDOWS, alike, key=lambda w: w.order)
     batch: list[_Waiting] = []

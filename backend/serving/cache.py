@@ -1,7 +1,7 @@
 """Predictions in Redis: one round trip for many keys, bounded in number and age.
 
-The cache is never needed: while Redis is away, everything is a miss and nothing is kept. It says so once, and
-again when Redis is back.
+Predictions work without the cache: while Redis does not answer, everything is a miss and nothing is stored. This is
+logged once, and once more when Redis answers again.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "gner:prediction:"
 _INDEX = "gner:predictions"  # sorted set of the keys by the time they were put
-_VERSIONS = "gner:versions"  # of a project: sorted set of its versions by the time each was last begun to be served
-# Of a project: how many versions are remembered.
+_VERSIONS = "gner:versions"  # per project: sorted set of its versions by the time each became the one served
+# How many versions are remembered per project.
 _KEPT_VERSIONS = 10
-# After a failure Redis is not asked for so long: requests must not each wait for a time-out.
+# After a failure, Redis is not asked for this long, so that not every request waits for a time-out.
 _RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrediction:
-    """What the model says of one text under one label set: spans in text order, and how sure it is (0..1).
+    """The model's answer for one text and one label set: the spans in text order, and its confidence (0..1).
 
-    `num_words` is the number of decisions that `score` is the mean of.
+    `num_words` is the number of words over which `score` is a mean.
     """
 
     spans: tuple[Span, ...]
@@ -44,19 +44,21 @@ class TextPrediction:
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
+    """The most entries, and the age at which they expire."""
+
     entries: int
     age_s: int
 
 
 def cache_key(version: str, decoding: str, labels: Sequence[str], text: str, breaks: Sequence[int] = ()) -> str:
-    """Everything that a prediction depends on."""
+    """A key made of everything that a prediction depends on."""
     digest = hashlib.sha256(json.dumps([version, decoding, list(labels), list(breaks)]).encode())
     digest.update(text.encode("utf-8", "surrogatepass"))
     return _PREFIX + digest.hexdigest()
 
 
 class PredictionCache:
-    """Many-get, many-put. Thread-safe."""
+    """Reads and writes many predictions at once. Thread-safe."""
 
     def __init__(self, client: redis.Redis | None, limits: CacheLimits, metrics: Metrics) -> None:
         """`client` None: the cache is switched off."""
@@ -75,7 +77,7 @@ class PredictionCache:
         return "down" if self._away else "up"
 
     def get_many(self, keys: Sequence[str]) -> list[TextPrediction | None]:
-        """One round trip. None for what is not there."""
+        """Read predictions in one round trip; None for a miss."""
         found = self.peek_many(keys)
         hits = sum(prediction is not None for prediction in found)
         self._metrics.cache_hits.inc(hits)
@@ -83,19 +85,19 @@ class PredictionCache:
         return found
 
     def peek_many(self, keys: Sequence[str]) -> list[TextPrediction | None]:
-        """As get_many, for predictions that nobody is given: they are neither hits nor misses."""
+        """As get_many, but not counted as hits and misses: for predictions that are not sent to anyone."""
         values = self._ask(lambda client: client.mget(keys)) if keys else []
         return [None if value is None else _decode(value) for value in values or [None] * len(keys)]
 
     def earlier_version(self, project: str, version: str) -> str | None:
-        """Note that a project is served `version` from now on; returns the one that it was served before."""
+        """Record that a project is served `version` from now on. Returns the version that it was served before."""
         key = f"{_VERSIONS}:{project}"
 
         def note(client: redis.Redis) -> list[bytes]:
             with client.pipeline(transaction=False) as pipeline:
                 pipeline.zadd(key, {version: time.time()})
                 pipeline.zremrangebyrank(key, 0, -_KEPT_VERSIONS - 1)
-                pipeline.expire(key, self._limits.age_s)  # older predictions are gone, too
+                pipeline.expire(key, self._limits.age_s)  # older predictions have expired as well
                 pipeline.zrevrange(key, 0, 1)
                 served: list[bytes] = pipeline.execute()[-1]
             return served
@@ -103,12 +105,12 @@ class PredictionCache:
         return next((v.decode() for v in self._ask(note) or () if v.decode() != version), None)
 
     def put_many(self, predictions: dict[str, TextPrediction]) -> None:
-        """One round trip. The oldest make room where there are too many."""
+        """Write predictions in one round trip. If there are too many, the oldest are removed."""
         if predictions:
             self._ask(lambda client: self._put(client, predictions))
 
     def remove_many(self, keys: Sequence[str]) -> int:
-        """How many of these there were. Raises StoreUnavailable: what is to be forgotten must not be left behind."""
+        """Remove predictions; returns how many there were. Raises StoreUnavailable, so that none is left unnoticed."""
         if not keys or self._client is None:
             return 0
         removed = self._ask(lambda client: self._remove(client, keys))
@@ -137,7 +139,7 @@ class PredictionCache:
             client.unlink(*[key for key, _ in oldest])
 
     def _ask(self, question: Any) -> Any:
-        """The answer, or None while Redis is away."""
+        """Redis' answer; None while Redis does not answer."""
         if self._client is None or time.monotonic() < self._away_until_s:
             return None
         try:
@@ -171,6 +173,6 @@ def _decode(value: bytes) -> TextPrediction | None:
     try:
         score, num_words, spans = json.loads(value)
         return TextPrediction(tuple(Span(*span) for span in spans), score, num_words)
-    except (ValueError, TypeError) as error:  # somebody else's value: it is predicted anew and overwritten
+    except (ValueError, TypeError) as error:  # not written by us: predict again and overwrite it
         log.warning("a cached prediction cannot be read (%s): %.40r", error, value)
         return None

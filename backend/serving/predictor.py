@@ -1,7 +1,7 @@
 """Texts -> predictions: cache, segment, batch, stitch.
 
-A text that misses its request's deadline goes on in the background and is in the cache at the next request; the same
-text asked for twice is decoded once.
+A text that misses its request's deadline is finished in the background, and is in the cache at the next request. A text
+that is asked for twice at the same time is decoded once.
 """
 
 import queue
@@ -21,13 +21,13 @@ from backend.serving.batcher import Batcher, Priority
 from backend.serving.cache import PredictionCache, TextPrediction, cache_key
 from backend.serving.versions import Served
 
-# How long tasks that nobody asked for yet wait for a model that loads.
+# How long a prefetch waits for a model that is loading.
 _PREFETCH_WAIT_S = 600.0
 
 
 @dataclass(slots=True)
 class _Job:
-    """A text on its way through the model. Whoever wants it waits for `answer`."""
+    """A text that is being decoded. Everyone who asks for it waits for `answer`."""
 
     key: str
     question: Question
@@ -42,7 +42,7 @@ class Predictor:
     """Thread-safe. `start` and `stop` it with the batcher."""
 
     def __init__(self, batcher: Batcher, cache: PredictionCache, metrics: Metrics, *, decoding: str) -> None:
-        """`decoding` is part of every cache key."""
+        """`decoding` is the setting; it is part of every cache key."""
         self._batcher = batcher
         self._cache = cache
         self._metrics = metrics
@@ -54,10 +54,11 @@ class Predictor:
         self._finisher = threading.Thread(target=self._finish_jobs, name="finisher", daemon=True)
 
     def start(self) -> None:
+        """Start the thread that turns decoded windows into predictions."""
         self._finisher.start()
 
     def stop(self) -> None:
-        """Finish what the model has answered."""
+        """Finish what the model has decoded, then stop."""
         if self._finisher.is_alive():
             self._finished.put(None)
             self._finisher.join()
@@ -65,11 +66,10 @@ class Predictor:
     def predict(
         self, questions: Sequence[Question], timeout_s: float, priority: Priority, served: Served
     ) -> list[TextPrediction | None]:
-        """What `served.version` says, one item per question, in order; None for what is not done after `timeout_s`, or
-        could not be done.
+        """The answers of `served.version`, in order; None for a text not finished in `timeout_s`, or not decodable.
 
-        Raises what is wrong with the label sets (LabelsIndistinguishable, PromptTooLong), with the version
-        (served.UNUSABLE), and ModelNotReady.
+        Raises LabelsIndistinguishable and PromptTooLong for a label set, one of versions.UNUSABLE for the version, and
+        ModelNotReady.
         """
         deadline_s = time.monotonic() + timeout_s
         keys = [self._key(served.version, question) for question in questions]
@@ -85,14 +85,14 @@ class Predictor:
                 error = future.exception()
                 if isinstance(error, BackendError):
                     raise error
-                # a text that could not be decoded (the model's thread has logged why) must not take the others with it
+                # one text that could not be decoded (the reason is in the log) must not fail the others
                 if error is None:
                     answers[key] = future.result()
         self._metrics.deadline_misses.inc(len(wanted) - len(answers))
         return [answers.get(key) for key in keys]
 
     def prefetch(self, questions: Sequence[Question], served: Served) -> None:
-        """Start what is not cached yet, at the lowest priority, and wait for the model only, if it still loads."""
+        """Start to predict what is not cached, at the lowest priority. Waits only for a model that is loading."""
         wanted = {self._key(served.version, question): question for question in questions}
         known = self._in_flight_of(wanted, Priority.BACKGROUND).keys() | self._cached(list(wanted)).keys()
         missing = {key: question for key, question in wanted.items() if key not in known}
@@ -105,13 +105,13 @@ class Predictor:
         return cache_key(version, self._decoding, question.labels, passage.text, passage.breaks)
 
     def _drafts(self, questions: Sequence[Question], served: Served) -> list[TextPrediction | None]:
-        """What the version served before this one said of these texts, where it is still cached: the best drafts."""
+        """Cached predictions of the version served before this one; they make the best drafts."""
         if served.earlier is None:
             return [None] * len(questions)
         return self._cache.peek_many([self._key(served.earlier, question) for question in questions])
 
     def _in_flight_of(self, keys: Iterable[str], priority: Priority) -> "dict[str, Future[TextPrediction]]":
-        """To be asked before the cache: what leaves the flight in between is in the cache by then."""
+        """Texts that are being decoded. Ask before the cache: a text that finishes in between is cached by then."""
         with self._lock:
             jobs = {key: self._in_flight[key] for key in keys if key in self._in_flight}
         self._batcher.promote([future for job in jobs.values() for future in job.decoded], priority)
@@ -182,13 +182,13 @@ class Predictor:
         for job in jobs:
             try:
                 predictions[job.key] = _stitch(job)
-            except BaseException as error:  # thread boundary: a decoding error, or cancelled at shutdown
+            except BaseException as error:  # thread boundary: a decoding error, or a cancellation at shutdown
                 errors[job.key] = error
         self._cache.put_many(predictions)
         with self._lock:
             for job in jobs:
                 del self._in_flight[job.key]
-        # only now, so that nobody can join a job that has failed already
+        # last, so that no one can join a job that has failed already
         for job in jobs:
             if job.key in errors:
                 job.answer.set_exception(errors[job.key])

@@ -1,8 +1,8 @@
-"""Which version each project is served, and how a newly trained one takes over.
+"""Which version each project is served, and how a newly trained version takes over.
 
-A registry (on disk, written by other processes) points to a project's current version; a thread here follows it. A new
-version is first loaded in the model's thread, between two batches; then requests that begin are served it, while those
-that have begun finish with the one before. A version that cannot be loaded is reported, and the one before goes on.
+A registry on disk, which other processes write, points to each project's current version; a thread here follows it. A
+new version is first loaded in the model's thread, between two batches. Then new requests use it, while running requests
+finish with the version before. A version that cannot be loaded is reported, and the version before stays.
 """
 
 import logging
@@ -23,73 +23,77 @@ from backend.serving.cache import PredictionCache
 
 log = logging.getLogger(__name__)
 
-# What a request meets whose version has gone bad since it was chosen: see ServedVersions.replace.
+# The errors of a version that became unusable after a request chose it: see ServedVersions.replace.
 UNUSABLE = (AdapterError, CorruptVersion, UnknownVersion)
-# A version that could not be loaded may have been repaired since.
+# A version that could not be loaded is tried again after this time: it may have been repaired.
 _RETRY_AFTER_S = 30.0
-# For the version before: it only makes faster, and Label Studio gives /setup three seconds.
+# How long to wait for the name of the earlier version: it only saves time, and Label Studio waits three seconds.
 _EARLIER_WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one request is answered with. `earlier` is the version before it, whose predictions make good drafts."""
+    """The version that answers a request. `earlier` is the version before it, whose predictions make good drafts."""
 
     version: str
     earlier: str | None = None
 
 
 class Described(Protocol):
-    """A version's description, as far as it matters here."""
+    """A version's description, as far as serving needs it."""
 
     @property
     def parent(self) -> str:
-        """The version that it was trained from: the project's, or the base."""
+        """The version that it was trained from: one of the project's, or the base."""
         ...
 
 
 class Versions(Protocol):
-    """The registry of trained versions, as far as it matters here. Each method may raise BackendErrors."""
+    """The registry of trained versions, as far as serving needs it. Each method may raise a BackendError."""
 
     def projects(self) -> Sequence[str]:
-        """Those that have trained versions."""
+        """The projects that have trained versions."""
         ...
 
     def current(self, project: str) -> str | None:
-        """The version to serve; None: the base."""
+        """The version to serve; None is the base."""
         ...
 
-    def info(self, project: str, version: str) -> Described: ...
+    def info(self, project: str, version: str) -> Described:
+        """A version's description. Raises one of UNUSABLE."""
+        ...
 
     def folder(self, project: str, version: str) -> Path:
-        """Where it lies. Raises one of UNUSABLE if it is not intact."""
+        """A version's folder. Raises one of UNUSABLE if it is damaged."""
         ...
 
 
 @dataclass(slots=True)
 class _ProjectState:
+    """What one project is served."""
+
     served: Served
-    pointer: str  # what the registry's pointer said when it was last followed
-    loaded: bool = False  # whether the served version has been in the model
-    retry_at_s: float = 0.0  # where the pointer's version could not be served
+    pointer: str  # the registry's current version when it was last followed
+    loaded: bool = False  # whether the model has loaded the served version
+    retry_at_s: float = 0.0  # if the pointer's version could not be served
 
 
 class ServedVersions:
-    """Thread-safe. `start` and `stop` it with the batcher."""
+    """The version that each project is served. Thread-safe. `start` and `stop` it with the batcher."""
 
     def __init__(
         self, base_version: str, registry: Versions, batcher: Batcher, cache: PredictionCache, poll_s: float = 1.0
     ) -> None:
-        """`poll_s` is how long another process's promotion may stay unseen."""
+        """`poll_s` is the longest time until a promotion by another process is noticed."""
         self.base_version = base_version
         self._registry = registry
         self._batcher = batcher
         self._cache = cache
         self._poll_s = poll_s
-        self._lock = threading.Lock()  # over the two dicts
+        self._lock = threading.Lock()  # guards the two dicts
         self._projects: dict[str, _ProjectState] = {}
         self._problems: dict[str, str] = {}
-        self._changing = threading.Lock()  # over what is served
+        self._changing = threading.Lock()  # guards what is served
         self._refreshing = threading.Lock()
         self._woken = threading.Event()
         self._stopping = False
@@ -97,10 +101,11 @@ class ServedVersions:
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="earlier")
 
     def start(self) -> None:
+        """Start the thread that follows the registry."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Call it after the batcher's: what was asked of the model is cancelled then."""
+        """Call it after the batcher's `stop`, which cancels what this waits for."""
         self._stopping = True
         self._woken.set()
         if self._thread.is_alive():
@@ -108,21 +113,21 @@ class ServedVersions:
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     def of(self, project: str | None) -> Served:
-        """What a request of this project is answered with: to be asked once per request.
+        """The version that answers a request of this project. Ask once per request.
 
-        None, and a project without trained versions: the base.
+        None and projects without trained versions are served the base.
         """
         return self._state_of(project or "").served
 
     def problems(self) -> dict[str, str]:
-        """By project, why it is not served the version that it should be."""
+        """Why projects are not served their current version, by project."""
         with self._lock:
             return dict(self._problems)
 
     def replace(self, project: str | None, served: Served, error: Exception) -> Served:
-        """A request has met `error`, one of UNUSABLE, with `served`: what to answer it with instead.
+        """The version to use instead of `served`, which raised `error`, one of UNUSABLE, in a request.
 
-        Raises the error if there is nothing else.
+        Raises the error if there is none.
         """
         if served.version == self.base_version:
             raise error
@@ -131,18 +136,18 @@ class ServedVersions:
         return state.served
 
     def wake(self) -> None:
-        """Have the registry looked at now, not at the next poll."""
+        """Check the registry now, not at the next poll."""
         self._woken.set()
 
     def refresh(self) -> None:
-        """Look at the registry once and follow it; waits for the model where a version must be loaded.
+        """Check the registry once and follow it. Waits for the model where a version must be loaded.
 
-        Raises ModelNotReady if there is no model, CancelledError if it stops.
+        Raises ModelNotReady if there is no model, CancelledError if the batcher stops.
         """
         with self._refreshing:
             with self._lock:
                 trained = {key for key, state in self._projects.items() if state.served.version != self.base_version}
-            # a project whose folder was removed must be looked at, too
+            # includes projects whose folder was removed
             for project in sorted(trained.union(self._registry.projects())):
                 self._refresh(project)
 
@@ -151,8 +156,8 @@ class ServedVersions:
             try:
                 self.refresh()
             except (CancelledError, ModelNotReady):
-                log.debug("versions are not followed: there is no model, as the batcher has said")
-            except Exception:  # thread boundary: one bad moment must not end it
+                log.debug("versions are not followed: there is no model; the batcher has logged why")
+            except Exception:  # thread boundary: one error must not end the thread
                 log.exception("the registry of versions cannot be followed")
             self._woken.wait(self._poll_s)
             self._woken.clear()
@@ -169,9 +174,9 @@ class ServedVersions:
             return self._projects.setdefault(project, first_seen)
 
     def _first_seen(self, project: str) -> _ProjectState:
-        """What was current before this process began, as far as its files are intact: nothing else was served yet.
+        """The state of a project that is seen for the first time: its current version, or the nearest intact ancestor.
 
-        The model is not waited for, as it may still load: whether it takes the version is found out by `_refresh`.
+        This does not wait for the model, which may still be loading; `_refresh` finds out whether it loads the version.
         """
         try:
             pointer = self._registry.current(project) or self.base_version
@@ -198,7 +203,7 @@ class ServedVersions:
             self._swap(project, state, pointer)
 
     def _check(self, project: str, state: _ProjectState) -> None:
-        """Whether what is served since the start, or in place of another, can be loaded at all."""
+        """Try to load the served version, which no one has tried yet; fall back if that fails."""
         version = state.served.version
         error = self._load(version)
         if error is None:
@@ -207,7 +212,7 @@ class ServedVersions:
             self._fall_back(project, state, version, error)
 
     def _swap(self, project: str, state: _ProjectState, version: str) -> None:
-        """Serve another version, once it is loaded."""
+        """Load another version, then serve it."""
         error = self._load(version)
         state.pointer = version
         if error is not None:
@@ -216,11 +221,11 @@ class ServedVersions:
             return
         with self._changing:
             before, state.served, state.loaded = state.served, self._served(project, version), True
-        log.info("project %s is served version %s from now on, before it was %s", project, version, before.version)
+        log.info("project %s is now served version %s; before, it was %s", project, version, before.version)
         self._report(project, None)
 
     def _fall_back(self, project: str, state: _ProjectState, version: str, error: Exception) -> None:
-        """Serve the nearest ancestor of `version` that is intact, if `version` is still served."""
+        """If `version` is still served, serve its nearest intact ancestor instead."""
         with self._changing:
             if state.served.version != version:
                 return
@@ -228,25 +233,25 @@ class ServedVersions:
             instead, problems = self._first_intact(project, ancestors)
             state.served, state.loaded = self._served(project, instead), False
             state.retry_at_s = _retry_at_s()
-        # what led to `version` may have been a fall, too
+        # `version` may itself be a fallback: keep the earlier problem
         known = [problem for key, problem in self.problems().items() if key == project]
         parts = [*known, f"{version} cannot be served: {error}", *problems, f"{instead} is served"]
         self._report(project, "; ".join(parts))
 
     def _load(self, version: str) -> Exception | None:
-        """Why the model cannot use a version, if so. Raises ModelNotReady, and CancelledError when stopping."""
+        """Load a version; returns the error if that fails. Raises ModelNotReady, and CancelledError when stopping."""
         if version == self.base_version:
             return None
         try:
             self._batcher.run(lambda engine: engine.activate(version)).result()
         except (ModelNotReady, CancelledError):
             raise
-        except Exception as error:  # whatever it is, the version before must go on
+        except Exception as error:  # whatever the error, the version before must stay
             return error
         return None
 
     def _served(self, project: str, version: str) -> Served:
-        """Notes that it is served from now on. Does not wait for a store that hangs."""
+        """Record that `version` is served from now on. Does not wait for a store that hangs."""
         earlier = None
         if not self._stopping:
             with suppress(LateError, CancelledError):
@@ -256,19 +261,19 @@ class ServedVersions:
         return Served(version, earlier)
 
     def _with_ancestors(self, project: str, version: str) -> Iterator[str]:
-        """A version, its parent, and so on; the last one is the base."""
+        """A version, its parent, and so on; the base comes last."""
         seen = {self.base_version}
         while version not in seen:
             yield version
             seen.add(version)
             try:
                 version = self._registry.info(project, version).parent
-            except UNUSABLE:  # nobody knows its parent any more
+            except UNUSABLE:  # its parent is unknown
                 break
         yield self.base_version
 
     def _first_intact(self, project: str, versions: Iterable[str]) -> tuple[str, list[str]]:
-        """The first whose files are intact, and what is wrong with those before it."""
+        """The first version whose files are intact, and the problems of those before it."""
         problems = []
         for version in versions:
             if version == self.base_version:
@@ -282,7 +287,7 @@ class ServedVersions:
         return self.base_version, problems
 
     def _report(self, project: str, problem: str | None) -> None:
-        """Note a problem, or that there is none. The same one is logged once."""
+        """Record a project's problem, or that there is none. The same problem is logged once."""
         with self._lock:
             before = self._problems.pop(project, None)
             if problem is not None:

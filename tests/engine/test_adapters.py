@@ -180,7 +180,7 @@ def test_dropped_is_gone() -> None:
     with pytest.raises(AdapterError, match="'one' is not loaded"):
         adapters.drop("one")
     adapters.new("one", SETTINGS)
-    with pytest.raises(AdapterError, match="'one' already"):
+    with pytest.raises(AdapterError, match="'one' is loaded already"):
         adapters.new("one", SETTINGS)
 
 
