@@ -42,7 +42,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Tagger:
-    """Labels texts with whatever adapter is active. Not thread-safe, as the model is not."""
+    """Labels texts with the active adapter. Not thread-safe, as the model is not."""
 
     def __init__(self, family: Family, codec: Codec) -> None:
         self._family = family
@@ -55,7 +55,7 @@ class Tagger:
         return cls(loaded.family, loaded.codec)
 
     def answer(self, questions: Sequence[Question]) -> Iterator[dict[int, tuple[Span, ...]]]:
-        """Yield the spans of each passage by its index: after every batch, those of the passages it finished.
+        """Find the spans of each passage. Yields, after each batch, the passages that it finished, by index.
 
         Raises LabelsIndistinguishable and PromptTooLong.
         """
@@ -70,10 +70,10 @@ class Tagger:
     def tag_words(
         self, questions: Sequence[WordsQuestion], on_finished: Callable[[int], object] = lambda _: None
     ) -> list[TaggedSentence]:
-        """Tag sentences, in their order. `on_finished` is told after every batch how many sentences it finished.
+        """Tag sentences, in their order. `on_finished` gets the number of finished sentences after each batch.
 
-        A sentence that exceeds the checkpoint's context is cut in halves until each part fits; parts are tagged
-        apart. Raises LabelsIndistinguishable, and PromptTooLong if the labels leave no room for words.
+        A sentence that exceeds the checkpoint's context is cut in halves until each part fits; the parts are tagged
+        separately. Raises LabelsIndistinguishable, and PromptTooLong if the labels leave no room for words.
         """
         tagged: dict[int, TaggedSentence] = {}
         for finished in self._batches([self._halves(question) for question in questions], self._decode_with_drafts):
@@ -86,9 +86,9 @@ class Tagger:
         questions: Sequence[Sequence[WordsQuestion]],
         decode: Callable[[list[EncodedPrompt]], Sequence[_Answer]],
     ) -> Iterator[dict[int, list[_Answer]]]:
-        """Decode the parts of all questions. Yields the answers to a question's parts when all of them are there.
+        """Decode the parts of all questions. Yields a question's answers, in order, once all its parts are decoded.
 
-        First come the questions without parts, then what each batch finishes.
+        Questions without parts come first, then those that each batch finishes.
         """
         flat = [(owner, number) for owner, parts in enumerate(questions) for number in range(len(parts))]
         found: list[dict[int, _Answer]] = [{} for _ in questions]  # by part

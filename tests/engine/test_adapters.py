@@ -1,4 +1,4 @@
-"""Adapters on tiny models: the base stays itself bit for bit, what is saved comes back, what is damaged is refused."""
+"""Adapters on tiny models: the base stays equal bit for bit, saved adapters load again, damaged ones are refused."""
 
 import json
 from pathlib import Path
@@ -22,12 +22,12 @@ SETTINGS = AdapterSettings(rank=4, alpha=8, seed=3)
 
 
 def hidden(family: Family, codec: Codec) -> torch.Tensor:
-    """All that adapters can change: the source's states and the target's."""
+    """Hidden states of the target, which depend on those of the source."""
     prompt = codec.encode(LABELS, WORDS)
     with torch.inference_mode():
-        memory = family.begin([prompt])
-        feed = memory.feed([[memory.start_tokens[0], *prompt.codes[0].forced]], family.model.device)
-        return family.forward(memory, feed)
+        state = family.begin([prompt])
+        feed = state.feed([[state.start_tokens[0], *prompt.codes[0].forced]], family.model.device)
+        return family.forward(state, feed)
 
 
 def decoded(family: Family, codec: Codec) -> Any:
@@ -145,8 +145,8 @@ def test_only_the_new_adapter_learns(tmp_path: Path) -> None:
     adapters.activate("first", tmp_path)
     parameters = adapters.new("second", SETTINGS)
     prompt = codec.encode(LABELS, WORDS)
-    memory = other.begin([prompt])
-    loss = other.forward(memory, memory.feed([memory.start_tokens], other.model.device)).sum()
+    state = other.begin([prompt])
+    loss = other.forward(state, state.feed([state.start_tokens], other.model.device)).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     learning = {id(parameter) for parameter in other.model.parameters() if parameter.grad is not None}
     assert learning <= {id(parameter) for parameter in parameters}

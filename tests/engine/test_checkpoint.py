@@ -1,4 +1,4 @@
-"""Checkpoint folders: what they are, when their version changes, and that whatever is wrong is told in a sentence."""
+"""Checkpoint folders: what they contain, when their version changes, and the error for each defect."""
 
 import json
 import pickle

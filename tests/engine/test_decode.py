@@ -1,4 +1,4 @@
-"""The exact decoder says what the step-by-step reference says, and that what a naive one says: always, in fp32.
+"""The exact decoder equals the step-by-step reference, and that equals a naive decoder: always, in float32.
 
 The naive reference shares nothing with the decoders: no cache, no grammar, no batch. It tokenizes whole answers and
 runs the whole model for every token that is up for a decision.
@@ -50,7 +50,7 @@ def bert_with_draft_head(seed: int = 0) -> tuple[Family, Codec]:
 
 
 def bert_of_two_sizes(seed: int = 0) -> tuple[Family, Codec]:
-    """An encoder whose output has to be projected to the decoder's size."""
+    """An encoder whose output is projected to the decoder's size."""
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
         "vocab_size": len(tiny.bert_tokenizer()),
@@ -130,7 +130,7 @@ def assert_same(found: Sequence[Decoded], expected: Sequence[Decoded]) -> None:
 
 
 def next_logits(family: Family, prompt: EncodedPrompt, answer_ids: Sequence[int]) -> torch.Tensor:
-    """Logits (vocabulary,) of the answer's next token, by the whole model over everything from the start."""
+    """Logits (vocabulary,) of the answer's next token, from one run of the whole model without a cache."""
     source = list(prompt.source_ids)
     if not family.model.config.is_encoder_decoder:
         logits = family.model(input_ids=torch.tensor([source + list(answer_ids)]), use_cache=False).logits
@@ -190,7 +190,7 @@ def test_the_reference_says_what_the_whole_model_says_token_by_token(name: str) 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_tiny_models_decide_by_the_tags_before(name: str) -> None:
-    """Otherwise every test here would pass with a decoder that looks at each word alone."""
+    """Without this, every test here would pass with a decoder that sees only one word at a time."""
     for prompt, answer in zip(some_prompts(name), reference(name), strict=True):
         behind_outside = naive(name, prompt, prefix=["O"] * len(prompt.words)).tags
         for chosen, other in zip(answer.tags, behind_outside, strict=True):

@@ -10,7 +10,7 @@ from backend.errors import CheckpointError
 
 
 def _offsets(text: str) -> list[tuple[int, int]]:
-    """A toy tokenizer's: each run of letters, cut into pieces of three, and each other sign; special tokens around."""
+    """Offsets of a toy tokenizer: runs of letters in pieces of three, other characters alone, special tokens around."""
     offsets, start = [(0, 0)], 0
     while start < len(text):
         end = start + 1

@@ -1,4 +1,4 @@
-"""The bundled checkpoint drafts for others: real guesses, which the large model verifies."""
+"""The bundled checkpoint drafts for other models, which verify its drafts."""
 
 from dataclasses import replace
 from functools import cache
@@ -62,7 +62,7 @@ def test_what_does_not_suit_the_small_checkpoint_gets_no_draft() -> None:
 
 
 def test_the_bundled_checkpoint_is_decoded_in_few_passes() -> None:
-    """Its own draft head: what needs dozens of steps takes a few passes, with the same labels."""
+    """With its own draft head, a few passes give the labels of dozens of steps."""
     prompts = [mini().codec.encode(LABELS, words) for words in SENTENCES]
     exact, sequential = ExactDecoder(mini().family, 64, draft_threshold=0.6), SequentialDecoder(mini().family)
     assert [a.tags for a in exact.decode(prompts[:1])] == [b.tags for b in sequential.decode(prompts[:1])]

@@ -1,4 +1,4 @@
-"""What a family says of a row does not depend on the rows beside it."""
+"""A row's result does not depend on the other rows of its batch."""
 
 import pytest
 import torch

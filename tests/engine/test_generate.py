@@ -1,4 +1,4 @@
-"""Free-running generation: whatever the model writes, every word gets one tag of the label set."""
+"""Unconstrained generation: whatever the model writes, every word gets one tag of the label set."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_every_word_gets_a_tag_and_a_score(family: str, num_beams: int) -> None:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_well_formed_answer_is_read_back_as_it_was_meant(family: str) -> None:
-    """The model is made to write an answer token by token: what comes out are its tags, batch-mates or not."""
+    """A model that is forced to write an answer gets the tags of that answer, alone or in a batch."""
     loaded, codec = tiny.FAMILIES[family]()
     prompts = [codec.encode(LABELS, WORDS), codec.encode(LABELS, WORDS[:2])]
     decoder = ForcedGenerateDecoder(loaded.model, codec.tokenizer, num_beams=1, max_new_tokens=80)

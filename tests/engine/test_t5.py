@@ -1,4 +1,4 @@
-"""Our T5 layers say what transformers' say."""
+"""Our T5 layers compute what those of transformers compute."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -74,7 +74,7 @@ def decoded(model: Any, lengths: tuple[int, ...]) -> Tensor:
 def in_passes(
     model: Any, lengths: tuple[int, ...], forward: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Several passes, each behind the columns of those before it; what each row's own tokens say."""
+    """Several passes, each after the columns of the passes before; the hidden states of each row's own tokens."""
     source_mask = mask_of(lengths)
     source = model.encoder(input_ids=tokens(max(lengths), 0), attention_mask=source_mask).last_hidden_state
     mask = torch.ones(3, sum(WIDTHS), dtype=torch.long)
@@ -93,7 +93,9 @@ def in_passes(
     ids=["encoder", "decoder"],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_layers_say_what_those_of_transformers_say(ours: Say, theirs: Say, lengths: tuple[int, ...], seed: int) -> None:
+def test_layers_compute_what_those_of_transformers_compute(
+    ours: Say, theirs: Say, lengths: tuple[int, ...], seed: int
+) -> None:
     model = tiny.t5_model(seed)
     exact = theirs(model, lengths)
     torch.testing.assert_close(ours(model, lengths), exact, rtol=1e-5, atol=1e-5)

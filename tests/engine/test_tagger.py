@@ -1,4 +1,4 @@
-"""Many texts at once, against one at a time."""
+"""Many texts at once give what each gives alone."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LABELS = ("person", "city")
 
 
 def with_head(limit: int = 1000) -> tuple[Family, Codec]:
-    """The bundled checkpoint's kind, whose encoder drafts. `limit` is its context in tokens."""
+    """A model like the bundled one, with a draft head. `limit` is its context in tokens."""
     torch.manual_seed(5)
     codec = Codec(
         tiny.bert_tokenizer(),

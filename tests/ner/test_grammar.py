@@ -45,7 +45,7 @@ def test_inside_follows_only_its_own_label(previous: str, expected: set[str]) ->
 
 
 def walks(tags: Grammar, allowed: int) -> set[str]:
-    """Every text that a walk along legal tokens can write."""
+    """Every text that legal tokens can write."""
     found, todo = set(), [(tags.root, "")]
     while todo:
         node, text = todo.pop()

@@ -1,4 +1,4 @@
-"""Free-running output -> tags. Every expectation is worked out by hand from the paper's description."""
+"""Unconstrained output -> tags. Every expectation is worked out by hand from the paper's description."""
 
 from collections.abc import Sequence
 from itertools import pairwise

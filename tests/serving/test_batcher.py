@@ -1,4 +1,4 @@
-"""The owner of the model: who is served first, with whom, and that nothing gets lost."""
+"""The owner of the model: which windows go first, which share a batch, and that none gets lost."""
 
 import logging
 import random
@@ -49,7 +49,7 @@ def start() -> Iterator[Callable[..., Batcher]]:
 
 
 def occupy(engine: FakeEngine, batcher: Batcher) -> None:
-    """Have the model busy with a first window, so that what comes next has to wait."""
+    """Keep the model busy with a first window, so that later ones wait."""
     batcher.submit(prompt("first"), Priority.BULK, BASE)
     engine.decoder.wait_for_batch()
 

@@ -1,4 +1,4 @@
-"""The prediction cache on a real Valkey: round trips, bounds, and life without it."""
+"""The prediction cache on a real Valkey: round trips, bounds, and work without Redis."""
 
 import logging
 import os

@@ -58,7 +58,7 @@ class Serving:
         timeout_s: float = TIMEOUT_S,
         served: Served = V1,
     ) -> list[list[tuple[str, str]] | None]:
-        """Per text the spans as (label, text); None for what is not done."""
+        """Per text the spans as (label, text); None for a text that is not finished."""
         answers = self.predictor.predict(
             [Question(Passage(text), labels) for text in texts], timeout_s, Priority.BULK, served
         )
@@ -79,7 +79,7 @@ class Serving:
 
 @dataclass
 class RealEngine:
-    """A model for real, however tiny."""
+    """An engine with a real, tiny model."""
 
     codec: Codec
     decoder: ExactDecoder

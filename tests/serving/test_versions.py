@@ -47,7 +47,7 @@ def cache(valkey: redis.Redis) -> PredictionCache:
 
 @pytest.fixture
 def begin(registry: FakeRegistry, batcher: Batcher, cache: PredictionCache) -> Callable[[], ServedVersions]:
-    """A process that begins: nothing is known yet of what is served."""
+    """A process that starts, to which every project is new."""
     return lambda: ServedVersions(BASE, registry, batcher, cache)
 
 
