@@ -122,18 +122,22 @@ class T5Family:
         self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
+        """Run the encoder, with our own layers."""
         start_token = self.model.config.decoder_start_token_id
         return _encode(self._encoder.encode, prompts, start_token, self.model.device)
 
     def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:  # noqa: ARG002
+        """None: T5 checkpoints have no draft head."""
         return None
 
     def forward(self, state: DecodingState, feed: Feed) -> Tensor:
+        """Run the decoder, with our own layers."""
         assert isinstance(state.cache, EncoderDecoderCache)
         assert state.source_hidden is not None
         return self._decoder.decode(feed.tokens, feed.mask, state.cache, state.source_hidden, state.source_mask)
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """The head, after the scaling that some T5 checkpoints use."""
         return _rows_of_head(hidden * self._scale, self.model.lm_head, token_ids)
 
 
@@ -148,6 +152,7 @@ class BertToBertFamily:
         self._head = model.decoder.cls.predictions
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
+        """Run the encoder."""
         start_token = self.model.generation_config.decoder_start_token_id
         return _encode(self._run_encoder, prompts, start_token, self.model.device)
 
@@ -156,6 +161,7 @@ class BertToBertFamily:
         return hidden
 
     def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:
+        """Run the draft head; None if there is none, or if a prompt has no places."""
         places = [prompt.places for prompt in prompts if prompt.places is not None]
         if self._draft_head is None or state.source_hidden is None or len(places) < len(prompts):
             return None
@@ -163,6 +169,7 @@ class BertToBertFamily:
         return logits
 
     def forward(self, state: DecodingState, feed: Feed) -> Tensor:
+        """Run the decoder on the projected source."""
         output = self.model.decoder.bert(
             input_ids=feed.tokens,
             position_ids=feed.positions,
@@ -176,6 +183,7 @@ class BertToBertFamily:
         return hidden
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """The head, after BERT's transform."""
         transformed = self._head.transform(hidden)
         return _rows_of_head(transformed, self._head.decoder, token_ids)
 
@@ -187,6 +195,7 @@ class CausalFamily:
         self.model = model
 
     def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
+        """Run the prompts without their last token."""
         heads = [prompt.source_ids[:-1] for prompt in prompts]
         cache = DynamicCache()
         lengths = [len(head) for head in heads]
@@ -205,9 +214,11 @@ class CausalFamily:
         )
 
     def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:  # noqa: ARG002
+        """None: causal checkpoints have no draft head."""
         return None
 
     def forward(self, state: DecodingState, feed: Feed) -> Tensor:
+        """Run the model on the next tokens."""
         output = self.model.model(
             input_ids=feed.tokens,
             position_ids=feed.positions,
@@ -219,4 +230,5 @@ class CausalFamily:
         return hidden
 
     def logits(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """The head, directly."""
         return _rows_of_head(hidden, self.model.lm_head, token_ids)

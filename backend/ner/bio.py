@@ -157,9 +157,14 @@ class Tagged(Protocol):
     """Words and one BIO tag for each: a Sentence, or anything else that has both."""
 
     @property
-    def words(self) -> tuple[str, ...]: ...
+    def words(self) -> tuple[str, ...]:
+        """The words in order."""
+        ...
+
     @property
-    def tags(self) -> tuple[str, ...]: ...
+    def tags(self) -> tuple[str, ...]:
+        """The tag of each word."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
