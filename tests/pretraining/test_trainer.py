@@ -117,6 +117,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(encoder: Path, corpora: Path, tm
     assert "<svg" in (tmp_path / "whole" / "training.svg").read_text()
 
 
+@pytest.mark.slow  # two new processes, each of which imports torch and waits for the other at every step
 def test_two_processes_train_one_model(encoder: Path, corpora: Path, tmp_path: Path) -> None:
     recipe = small.recipe(steps=4, processes=2)
     train(recipe, corpora, tmp_path, encoder_folder=encoder, quiet=True)

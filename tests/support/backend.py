@@ -1,4 +1,4 @@
-"""The backend as an operator sees it: its process, /health, /predict, /metrics."""
+"""A backend in a process of its own, used through HTTP."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Json = Any
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What the model has done since the start, from /metrics."""
+    """Work done since the start, from /metrics."""
 
     decoder_passes: float
     windows_decoded: float
@@ -26,19 +26,23 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
+    """A running backend: its process, its URL and its MODEL_DIR."""
+
     server: Server
     url: str
     model_dir: Path
 
     def accepted(self, project: str) -> tuple[Annotation, ...]:
-        """The annotations of a project that are in its store, which must run."""
+        """The annotations of a project in the backend's store, which must be running."""
         client = store.connect(store.embedded_url(self.model_dir.resolve() / "store"))
         return ExampleStore(client).annotations(project)
 
     def health(self) -> Json:
-        return requests.get(f"{self.url}/health", timeout=1).json()  # Label Studio waits no longer
+        """The answer of /health, with Label Studio's timeout of one second."""
+        return requests.get(f"{self.url}/health", timeout=1).json()
 
     def is_ready(self) -> bool:
+        """Whether the model is loaded. Fails the test if it could not be loaded."""
         try:
             state = str(self.health()["state"])
         except (requests.ConnectionError, requests.Timeout):  # not listening yet, or slow to start
@@ -66,6 +70,7 @@ class Backend:
         return wait_until(f"{len(tasks)} predictions", complete, timeout_s)
 
     def setup(self, project: str, label_config: str) -> Json:
+        """The call with which Label Studio connects a project."""
         body = {
             "project": project,
             "schema": label_config,
@@ -78,7 +83,7 @@ class Backend:
         return answer.json()
 
     def post(self, path: str, body: Json, status: int = 200) -> Json:
-        """Any other call, with the status that it must be answered with."""
+        """Any other call; `status` is the expected one."""
         answer = requests.post(self.url + path, json=body, timeout=100)
         assert answer.status_code == status, f"{path} answered {answer.status_code}: {answer.text[:1000]}"
         return answer.json()
@@ -90,11 +95,11 @@ class Backend:
         return answer.json()
 
     def job(self, job: str) -> Json:
-        """What /job_status says of a training."""
+        """The answer of /job_status for a training."""
         return self.post("/job_status", {"job": job})
 
     def wait_for_job(self, job: str, timeout_s: float) -> Json:
-        """/job_status of a training that is over, well or not."""
+        """The answer of /job_status once the training has finished or failed."""
 
         def over() -> Json:
             status = self.job(job)
@@ -103,6 +108,7 @@ class Backend:
         return self.server.wait_until(f"job {job} to end", over, timeout_s)
 
     def counters(self) -> Counters:
+        """The counters of /metrics."""
         text = requests.get(f"{self.url}/metrics", timeout=5).text
         return Counters(
             decoder_passes=_sample(text, "gner_decoder_passes_total"),

@@ -29,7 +29,7 @@ FLAGS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
-    # nothing outside this machine is asked for anything
+    # no requests to other machines
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
@@ -50,7 +50,7 @@ TEXT_OF_HTML = """
 """
 
 # HyperText is drawn in an iframe of the same origin. A region that crosses tags has several spans of one class.
-# What is in the DOM is not yet visible while the page around it loads.
+# While the page loads, elements are in the DOM that are not visible yet.
 DRAWN_SPANS = """
     const visible = element => element.getClientRects().length > 0;
     const frames = [...document.querySelectorAll('iframe')].filter(visible);
@@ -99,13 +99,15 @@ class Highlight:
 
 
 def missing() -> str | None:
-    """What a person has to install before a browser can be started; None if nothing."""
+    """Which program must be installed to start a browser; None if all are there."""
     if not any(map(shutil.which, CHROMIUM_NAMES)):
         return f"none of {', '.join(CHROMIUM_NAMES)} is on the PATH"
     return None if shutil.which("chromedriver") else "chromedriver is not on the PATH"
 
 
 class Browser:
+    """Headless Chromium with a profile of its own."""
+
     def __init__(self, profile: Path, log: Path) -> None:
         options = webdriver.ChromeOptions()
         options.binary_location = next(filter(None, map(shutil.which, CHROMIUM_NAMES)))
@@ -120,9 +122,11 @@ class Browser:
         )
 
     def close(self) -> None:
+        """End the browser."""
         self.driver.quit()
 
     def log_in(self, label_studio: LabelStudio) -> None:
+        """Log in through Label Studio's login page."""
         self.driver.get(f"{label_studio.url}/user/login/")
         self.driver.find_element(By.NAME, "email").send_keys(label_studio.account.email)
         self.driver.find_element(By.NAME, "password").send_keys(label_studio.account.password)
@@ -130,9 +134,11 @@ class Browser:
         wait_until("the login", lambda: "/user/login" not in self.driver.current_url, timeout_s=30)
 
     def run(self, script: str, *arguments: Any) -> Any:
+        """The result of a script in the page."""
         return self.driver.execute_script(script, *arguments)
 
     def find_all(self, css: str) -> list[WebElement]:
+        """All elements that match a CSS selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def text_of_html(self, html: str) -> str:
@@ -154,13 +160,14 @@ class Editor:
         wait_until(f"the editor of task {task}", lambda: self.num_regions() is not None, timeout_s=60)
 
     def num_regions(self) -> int | None:
+        """How many regions the editor holds; None while it loads."""
         num_regions: int | None = self.browser.run(NUM_REGIONS, self._task)
         return num_regions
 
     def drawn(self) -> list[Highlight]:
-        """What is marked on the page now, in its order."""
+        """The stretches that are marked on the page now, in page order."""
         spans = self.browser.run(DRAWN_SPANS)
-        # Paragraphs regions lie in one phrase and have no class of their own: each span is a region
+        # a Paragraphs region lies in one phrase and has no class of its own: each span is a region
         keys = [span["region"] if re.search(r"\d", span["region"]) else str(i) for i, span in enumerate(spans)]
         return [
             _highlight([span for _, span in group])
@@ -177,24 +184,27 @@ class Editor:
         return self.drawn()
 
     def screenshot(self, path: Path) -> None:
+        """Save a picture of the page."""
         path.parent.mkdir(parents=True, exist_ok=True)
         assert self.browser.driver.save_screenshot(str(path))
 
     def turn_on_auto_annotation(self) -> None:
+        """Click the switch "Auto-Annotation"."""
         # the input itself has no size: a person clicks the switch that is drawn around it
         self._click("label:has([data-testid=bottombar-auto-annotation-toggle])")
         wait_until("auto-annotation", lambda: self.browser.run("return window.Htx.autoAnnotation"), timeout_s=10)
 
     def choose_label(self, label: str) -> None:
+        """Select the label that the next region gets."""
         self._click(".lsf-label__text", label)
         wait_until(f"the label {label}", lambda: self.browser.find_all(".lsf-label_selected"), timeout_s=10)
 
     def submit(self) -> None:
-        """What an annotator does with a finished task."""
+        """Click "Submit"."""
         self._click("button", "Submit")
 
     def _click(self, css: str, text: str | None = None) -> None:
-        """Clicks the one element there is of that selector and text, once the page has come to rest."""
+        """Click the only element with that selector and text, as soon as it can be clicked."""
 
         def clicked() -> bool:
             try:
@@ -222,4 +232,5 @@ def _highlight(spans: Sequence[dict[str, str]]) -> Highlight:
 
 
 def without_line_breaks(text: str) -> str:
+    """The text on one line."""
     return re.sub(r"[\r\n]", "", text)

@@ -1,4 +1,7 @@
-"""A worker whose jobs train nothing: they wait for the test. `python -m tests.support.cheap_worker URL [horse...]`."""
+"""A worker whose jobs train nothing and do what the test orders.
+
+`python -m tests.support.cheap_worker URL [WORKER JOB EXECUTION]`; with the last three it is the work horse of a job.
+"""
 
 import logging
 import os
@@ -19,22 +22,22 @@ FUNCTION = "tests.support.cheap_worker.train"
 
 
 def began(project: str) -> str:
-    """A list: the process id of each run that began."""
+    """The key of a list: the process id of each run that began."""
     return f"test:began:{project}"
 
 
 def orders(project: str) -> str:
-    """A list: what the run is to do, b"end" or b"fail"."""
+    """The key of a list: what the runs shall do, b"end" or b"fail"."""
     return f"test:orders:{project}"
 
 
 def inside(project: str) -> str:
-    """A number: runs that are under way."""
+    """The key of a number: how many runs are in progress."""
     return f"test:inside:{project}"
 
 
 def most(project: str) -> str:
-    """A list: that number, as each run found it, itself included."""
+    """The key of a list: that number at the start of each run, which counts itself."""
     return f"test:most:{project}"
 
 
@@ -66,7 +69,7 @@ def _work(client: redis.Redis, run: Run) -> dict[str, Any]:
 
 def main(url: str, *horse: str) -> None:
     logging.basicConfig(level="INFO", format="%(process)d %(name)s: %(message)s")
-    # what is killed in a test must not be waited for so long
+    # shorter times than in production: tests kill processes and wait until that is noticed
     jobs._SILENCE_S, jobs._REPORT_S, jobs._LOOK_S = 4, 1, 2
     lease._LEASE_S = 3
     client = store.connect(url)

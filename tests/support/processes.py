@@ -1,4 +1,4 @@
-"""Servers as child processes: polled until they answer, always stopped, nothing left behind."""
+"""Servers as child processes: waits for them, and always stops them and their descendants."""
 
 import contextlib
 import os
@@ -27,6 +27,7 @@ def wait_until(what: str, condition: Callable[[], T], timeout_s: float, poll_s: 
 
 
 def free_port() -> int:
+    """A TCP port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -34,12 +35,12 @@ def free_port() -> int:
 
 
 class Server:
-    """One child process with its descendants, its output in `log`.
+    """A child process with its descendants; its output goes to `log`.
 
-    `environment` is all that it gets: settings in a developer's shell do not reach it.
+    It sees only `environment`, PATH and LANG, so the settings of a developer's shell do not reach it.
     """
 
-    # The variable that descendants inherit, so that one which left our process tree is found too.
+    # Descendants inherit this variable. It finds those that have left our process tree.
     MARK = "GNER_E2E_SERVER"
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
@@ -58,7 +59,7 @@ class Server:
             )
 
     def wait_until(self, what: str, condition: Callable[[], T], timeout_s: float) -> T:
-        """As wait_until, but gives up at once, with the end of the log, when the process has ended."""
+        """As `wait_until`, but fails at once with the end of the log if the process has ended."""
 
         def alive_and_condition() -> T:
             if (exit_code := self._process.poll()) is not None:
@@ -71,19 +72,20 @@ class Server:
             raise TimeoutError(f"{error}; {self.log} ends:\n{self.log_tail()}") from error
 
     def log_tail(self, num_chars: int = 3000) -> str:
+        """The end of the log."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-num_chars:]
 
     def interrupt(self, timeout_s: float = 20) -> int:
-        """What Ctrl-C in a terminal does: SIGINT to the whole foreground group. The exit code."""
-        self.descendants()  # from now on they are known, wherever they move to
+        """Send SIGINT to the process group, as Ctrl-C in a terminal does. The exit code."""
+        self.descendants()  # remembers them, in case they leave the process tree
         os.killpg(self._process.pid, signal.SIGINT)
         return self._process.wait(timeout_s)
 
     def descendants(self) -> list[psutil.Process]:
-        """Every process that this one started and that still runs, itself included.
+        """Every running process that this one started, directly or not, and itself.
 
-        Found by parentage and by the inherited mark: one misses those whose parent has ended, the other those that
-        were given an environment of their own.
+        Two searches complement each other: by parent, which misses processes whose parent has ended, and by the
+        inherited variable, which misses processes that were started with another environment.
         """
         self._known.update(process for process in psutil.process_iter() if self._is_marked(process))
         if self._process.poll() is None:
@@ -93,11 +95,11 @@ class Server:
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
             return process.environ().get(self.MARK) == self._mark
-        except psutil.Error:  # another user's, or gone meanwhile
+        except psutil.Error:  # it belongs to another user, or has ended
             return False
 
     def kill(self) -> None:
-        """Ends whatever is left, and reaps it."""
+        """Kill the process and its descendants, and wait for its end."""
         for process in self.descendants():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -106,6 +108,7 @@ class Server:
 
 
 def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs: a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

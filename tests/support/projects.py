@@ -1,4 +1,4 @@
-"""The three kinds of project: what is labelled, and how a stored region maps to a piece of the task's text."""
+"""The three kinds of project, Text, HyperText and Paragraphs, and the text that a stored region covers in each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ RGB = {"Person": (0xE7, 0x6F, 0x51), "Organization": (0x2A, 0x9D, 0x8F), "Locati
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A stored region as a person reads it. `position` orders the entities of a task."""
+    """A stored region as its text and label. `position` orders the entities of a task."""
 
     position: tuple[int, int]
     text: str
@@ -25,8 +25,10 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of object tag. `covered(browser, task data, region value)` is the text that a region covers,
-    worked out without the backend's code."""
+    """A kind of object tag.
+
+    `covered(browser, task data, region value)` is the text that a region covers, found without the backend's code.
+    """
 
     name: str
     label_config: str

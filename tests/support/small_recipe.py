@@ -1,4 +1,4 @@
-"""A recipe, corpora and an encoder small enough to train in seconds, written here."""
+"""A recipe, corpora and an encoder that are small enough to train in seconds."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ _MORE = "no today person place chemical sad disease human clooney"
 
 
 def recipe(steps: int = 6, processes: int = 1, **schedule: float) -> Recipe:
-    """A step or two of training, reported at the end."""
+    """A recipe of a few steps, with one report at the end."""
     mixture = MixtureRecipe(
         shares={"news": 2.0, "drugs": 1.0},
         foreign={"news": ["chemical"]},

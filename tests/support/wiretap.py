@@ -1,4 +1,4 @@
-"""A pass-through between Label Studio and the backend, that keeps what was said and how long it took."""
+"""A proxy between Label Studio and the backend that records every exchange and its duration."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ import requests
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request of Label Studio and the backend's answer; `seconds` is the backend's share."""
+    """A request of Label Studio and the backend's answer, which took `seconds`."""
 
     method: str
     path: str
@@ -24,7 +24,7 @@ class Exchange:
 
 @dataclass
 class Wiretap:
-    """Listens on a port of its own, forwards to `backend_url`."""
+    """Listens on a port of its own and forwards to `backend_url`."""
 
     backend_url: str
     exchanges: list[Exchange] = field(default_factory=list, repr=False)
@@ -46,9 +46,9 @@ class Wiretap:
                     timeout=120,
                 )
                 seconds = time.monotonic() - started_s
-                said = json.loads(body) if body else None
-                answered = json.loads(answer.content) if answer.content else None
-                tap.exchanges.append(Exchange(self.command, self.path, said, answer.status_code, answered, seconds))
+                request = json.loads(body) if body else None
+                response = json.loads(answer.content) if answer.content else None
+                tap.exchanges.append(Exchange(self.command, self.path, request, answer.status_code, response, seconds))
                 self.send_response(answer.status_code)
                 self.send_header("Content-Type", answer.headers.get("Content-Type", ""))
                 self.send_header("Content-Length", str(len(answer.content)))
@@ -66,21 +66,25 @@ class Wiretap:
 
     @property
     def url(self) -> str:
+        """The URL to give to Label Studio."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def to(self, path: str) -> list[Exchange]:
+        """The recorded exchanges of a path."""
         return [exchange for exchange in self.exchanges if exchange.path == path]
 
     def webhooks(self, project: int) -> list[Exchange]:
+        """The recorded webhooks of a project."""
         return [exchange for exchange in self.to("/webhook") if exchange.request["project"]["id"] == project]
 
     def key_of(self, project: int) -> str:
-        """Label Studio's name for a project in ML calls: "<id>.<created timestamp>"."""
+        """The project's key in ML calls, "<id>.<created timestamp>", as Label Studio sent it to /setup."""
         keys = {str(exchange.request["project"]) for exchange in self.to("/setup")}
         (key,) = [key for key in keys if key.startswith(f"{project}.")]
         return key
 
     def close(self) -> None:
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(10)
