@@ -216,5 +216,9 @@ def test_the_text_names_folders_and_figures(tmp_path: Path, capsys: pytest.Captu
     assert "backend: annotated 100.0 % (2 of 2)" in text
 
 
+def test_this_repository_keeps_the_limits() -> None:
+    assert house.broken_limits(house.measure(Path(__file__).parents[2])) == []
+
+
 def test_nothing_at_all_can_be_measured(tmp_path: Path) -> None:
     assert house.main([str(tmp_path), "--check"]) == 0
