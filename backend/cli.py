@@ -387,7 +387,7 @@ def _key_for_file(options: argparse.Namespace) -> str:
 
 def _import(here: _Here, options: argparse.Namespace) -> None:
     """Store the annotations of a JSON export."""
-    from backend.labelstudio import annotations, wire
+    from backend.labelstudio import annotations, schema, wire
 
     ref = wire.parse_project_ref(options.project)
     assert ref is not None
@@ -398,14 +398,13 @@ def _import(here: _Here, options: argparse.Namespace) -> None:
         raise CorpusError(f"{options.data} is no JSON export of Label Studio: {error}") from error
     if not items:
         raise CorpusError(f"{options.data} holds no annotations; export the project as JSON, not as JSON-MIN")
-    label_config = _label_config(here, options, ref.id)
+    label_schema = schema.parse(_label_config(here, options, ref.id))
     try:
         key = here.management.project(options.project)
     except UnknownProject:
         key = ref.key
-    here.examples.save_project(annotations.project_of_ref(wire.ProjectRef(ref.id, key), label_config))
-    schema = annotations.schema_of(label_config)
-    changed = here.examples.put(key, [annotations.annotation_of(item, schema) for item in items])
+    here.examples.save_project(annotations.project_of_ref(wire.ProjectRef(ref.id, key), label_schema))
+    changed = here.examples.put(key, [annotations.annotation_of(item, label_schema) for item in items])
     print(f"{len(items)} annotations in {options.data}, {changed} of them new or changed")
 
 

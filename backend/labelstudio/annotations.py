@@ -1,35 +1,27 @@
 """What Label Studio tells -> what is learnt from: the annotations, projects and texts of `learning.examples`."""
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.labelstudio import regions, schema, wire
+from backend.labelstudio import regions, wire
 from backend.labelstudio.regions import TextUnit
 from backend.labelstudio.schema import Control, LabelSchema
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 
 _ORIGINS = frozenset({"prediction", "prediction-changed", "manual"})
-_MAX_CONFIGS = 64
 
 _Units = Sequence[tuple[Control, Sequence[TextUnit]]]
 
 
-@functools.lru_cache(maxsize=_MAX_CONFIGS)
-def schema_of(label_config: str) -> LabelSchema:
-    """`schema.parse`, remembered: every event brings its project's label config. Raises InvalidLabelConfig."""
-    return schema.parse(label_config)
+def project_of(project: wire.ProjectPayload, schema: LabelSchema) -> Project:
+    """A project with what its label config asks for."""
+    return _project(project.key, project.id, schema, project.title, project.updated_at_us)
 
 
-def project_of(project: wire.Project) -> Project:
-    """Raises InvalidLabelConfig."""
-    return _project(project.key, project.id, project.label_config, project.title, project.updated_at_us)
-
-
-def project_of_ref(ref: wire.ProjectRef, label_config: str) -> Project:
-    """The project of an ML call, which tells no title and no date. Raises InvalidLabelConfig."""
-    return _project(ref.key, ref.id, label_config, title="", updated_at_us=0)
+def project_of_ref(ref: wire.ProjectRef, schema: LabelSchema) -> Project:
+    """The project of an ML call, which brings neither a title nor a date."""
+    return _project(ref.key, ref.id, schema, title="", updated_at_us=0)
 
 
 def annotation_of(item: wire.AnnotatedTask, schema: LabelSchema) -> Annotation:
@@ -61,15 +53,14 @@ def texts_of(task: wire.Task, schema: LabelSchema) -> tuple[AnnotatedText, ...]:
     return _labelled(_units(task, schema), ())[0]
 
 
-def _project(key: str, project_id: int, label_config: str, title: str, updated_at_us: int) -> Project:
-    parsed = schema_of(label_config)
+def _project(key: str, project_id: int, schema: LabelSchema, title: str, updated_at_us: int) -> Project:
     # one control on several objects is a Control for each, all with the same labels
-    controls = {control.name: control for control in parsed.controls}
+    controls = {control.name: control for control in schema.controls}
     return Project(
         key=key,
         id=project_id,
         title=title,
-        config_digest=parsed.digest,
+        config_digest=schema.digest,
         controls=tuple(
             ControlLabels(name, tuple((label.name, label.value) for label in control.prompt_labels))
             for name, control in controls.items()

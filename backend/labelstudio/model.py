@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from label_studio_ml.model import LabelStudioMLBase
@@ -22,6 +23,7 @@ from backend.serving.versions import UNUSABLE, ServedVersions
 log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 90.0
+_CACHED_MODELS = 256  # label configs of projects in use at the same time
 
 
 class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has no types
@@ -126,6 +128,22 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
             or [control for control in self.schema.controls if control.smart]
             or self.schema.controls
         )
+
+
+class Models:
+    """A GNERModel for each label config, over one predictor: the only cache of parsed label configs. Thread-safe."""
+
+    def __init__(self, predictor: Predictor, served_versions: ServedVersions) -> None:
+        self._predictor = predictor
+        self._versions = served_versions
+        self._cached = lru_cache(maxsize=_CACHED_MODELS)(self._new)
+
+    def of(self, label_config: str) -> GNERModel:
+        """Raises InvalidLabelConfig."""
+        return self._cached(label_config)
+
+    def _new(self, label_config: str) -> GNERModel:
+        return GNERModel(label_config=label_config, predictor=self._predictor, served_versions=self._versions)
 
 
 _TextsOfTask = list[tuple[Control, tuple[TextUnit, ...]]]
