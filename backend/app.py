@@ -16,10 +16,19 @@ from backend.engine.drafter import Drafter
 from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
 from backend.errors import InvalidSettings
+from backend.labelstudio.events import Background, Events
+from backend.labelstudio.model import Models
 from backend.labelstudio.routes import create_routes
+from backend.labelstudio.routes.predictions import prediction_routes
+from backend.labelstudio.routes.protocol import protocol_routes
+from backend.labelstudio.routes.status import status_routes
+from backend.labelstudio.routes.training import training_routes
+from backend.labelstudio.routes.versions import version_routes
+from backend.labelstudio.routes.webhook import webhook_routes
 from backend.learning.example_store import ExampleStore
 from backend.learning.jobs import TrainingQueue
 from backend.learning.registry import Registry
+from backend.management import Management
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, BatchLimits
 from backend.serving.cache import CacheLimits, PredictionCache
@@ -49,6 +58,9 @@ class Services:
     served: ServedVersions
     examples: ExampleStore
     training: TrainingQueue
+    management: Management
+    models: Models
+    background: Background
 
     def start(self) -> None:
         """Start the threads: in the process that serves, after its fork."""
@@ -57,6 +69,8 @@ class Services:
         self.served.start()
 
     def stop(self) -> None:
+        """End the threads. Background tasks that have not begun are dropped; one that runs is waited for."""
+        self.background.stop()
         self.batcher.stop()
         self.predictor.stop()
         self.served.stop()
@@ -94,6 +108,9 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
         metrics,
     )
     batcher = Batcher(load_engine, limits, metrics, on_failure)
+    predictor = Predictor(batcher, cache, metrics, decoding=settings.decoding)
+    served = ServedVersions(checkpoint.version, registry, batcher, cache)
+    examples = ExampleStore(client)
     return Services(
         settings=settings,
         checkpoint=checkpoint,
@@ -101,11 +118,14 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
         metrics=metrics,
         cache=cache,
         batcher=batcher,
-        predictor=Predictor(batcher, cache, metrics, decoding=settings.decoding),
+        predictor=predictor,
         registry=registry,
-        served=ServedVersions(checkpoint.version, registry, batcher, cache),
-        examples=ExampleStore(client),
+        served=served,
+        examples=examples,
         training=TrainingQueue(client, settings.train_after),
+        management=Management(examples, registry, cache),
+        models=Models(predictor, served),
+        background=Background.new(),
     )
 
 
@@ -141,21 +161,23 @@ def _drafter(loaded: LoadedModel, draft_model: str) -> Drafter | None:
 
 def create_app(services: Services) -> Flask:
     """The Flask application over running services."""
-    app = Flask("gner_backend")
-    app.register_blueprint(
-        create_routes(
-            predictor=services.predictor,
-            batcher=services.batcher,
-            cache=services.cache,
-            metrics=services.metrics,
-            device=services.device,
-            auth=services.settings.auth,
-            deadline_s=services.settings.predict_deadline_s,
-            served=services.served,
-            registry=services.registry,
-            examples=services.examples,
-            training=services.training,
-            syncs=bool(services.settings.label_studio_url and services.settings.label_studio_api_key),
-        )
+    settings = services.settings
+    events = Events(
+        services.models,
+        services.examples,
+        services.training,
+        services.background,
+        syncs=bool(settings.label_studio_url and settings.label_studio_api_key),
     )
+    version, served = services.checkpoint.version, services.served
+    parts = (
+        status_routes(services.batcher, services.cache, services.metrics, version, services.device),
+        prediction_routes(services.models, events, services.batcher, served, settings.predict_deadline_s),
+        webhook_routes(events),
+        training_routes(events, services.training),
+        version_routes(services.management, served, services.training),
+        protocol_routes(services.models),
+    )
+    app = Flask("gner_backend")
+    app.register_blueprint(create_routes(parts, services.metrics, settings.auth))
     return app

@@ -1,10 +1,9 @@
 """What people ask for by hand, over HTTP or on the command line: versions, promotion, forgetting."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from backend.errors import InvalidRequest, NothingToForget, UnknownProject
+from backend.errors import NothingToForget, UnknownProject
 from backend.learning.annotations import AnnotatedText
 from backend.learning.example_store import ExampleStore
 from backend.learning.registry import Registry, VersionInfo
@@ -32,9 +31,6 @@ class Removed:
     annotation_ids: tuple[int, ...]
     predictions: int  # that were cached
     versions: tuple[str, ...]  # whose weights have seen it, oldest first: they or an ancestor were trained on it
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "annotation_ids": list(self.annotation_ids), "versions": list(self.versions)}
 
 
 class Management:
@@ -138,39 +134,3 @@ class Management:
             for decoding in _DECODINGS
         }
         return self._cache.remove_many(sorted(keys))
-
-
-def parse_project(body: Any) -> str:
-    """The `project` of a body: an id or a key. Raises InvalidRequest."""
-    value = _fields(body).get("project")
-    if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
-        return str(value)
-    raise InvalidRequest(f"project is {value!r:.80}; expected an id or a key")
-
-
-def parse_version(body: Any) -> str:
-    """The `version` of a body. Raises InvalidRequest."""
-    value = _fields(body).get("version")
-    if isinstance(value, str) and value:
-        return value
-    raise InvalidRequest(f"version is {value!r:.80}; expected a version's name")
-
-
-def parse_wanted(body: Any) -> Wanted:
-    """`task` or `annotation` of a body, one of them. Raises InvalidRequest."""
-    fields = _fields(body)
-    given = {name: fields[name] for name in ("task", "annotation") if fields.get(name) is not None}
-    if len(given) != 1:
-        raise InvalidRequest(f"{' and '.join(given) or 'nothing'} is to be forgotten; give task or annotation, an id")
-    [(name, value)] = given.items()
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {value!r:.80}; expected an id")
-    return Wanted(value, None) if name == "task" else Wanted(None, value)
-
-
-def _fields(body: Any) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body is a {type(body).__name__}; expected an object")
-    return body

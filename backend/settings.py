@@ -10,7 +10,7 @@ from backend.errors import InvalidSettings
 
 
 class Settings(BaseSettings):
-    """Read from the environment; `with_flags` puts command-line flags over it."""
+    """All settings. `read` makes one from the environment and the flags."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     model_dir: Path = Field(
         Path("data"),
         alias="MODEL_DIR",
-        description="folder of everything that must outlive a restart: the embedded store, trained versions",
+        description="folder for everything that must survive a restart: the embedded store, trained versions",
     )
     model: str = Field(
         "gner-mini",
@@ -29,37 +29,42 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", alias="GNER_DEVICE", description="auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", alias="GNER_DTYPE", description="numbers the model computes in: auto is bfloat16 on a GPU, else float32"
+        "auto", alias="GNER_DTYPE", description="number format of the model: auto is bfloat16 on a GPU, else float32"
     )
     gpus: Literal["one", "all"] = Field(
-        "one", alias="GNER_GPUS", description="one, or all: lay a model that is too large for one GPU over all of them"
+        "one",
+        alias="GNER_GPUS",
+        description="one, or all: spread a model that is too large for one GPU over all of them",
     )
     quantization: Literal["off", "int8", "int4"] = Field(
         "off",
         alias="GNER_QUANTIZATION",
-        description="int8 or int4: smaller weights on a GPU, other labels now and then (needs bitsandbytes)",
+        description="int8 or int4: smaller weights on a GPU, with slightly different labels (needs bitsandbytes)",
     )
     decoding: Literal["exact", "sequential", "generate"] = Field(
         "exact",
         alias="GNER_DECODING",
-        description="exact (draft and verify: fast), sequential (step by step: the reference, same labels) or generate "
-        "(free-running, structured afterwards: the paper's way)",
+        description="exact (draft and verify: fast), sequential (token by token: slow, the same labels) or generate "
+        "(unconstrained, parsed afterwards: the paper's method)",
     )
-    beams: int = Field(1, alias="GNER_BEAMS", ge=1, le=64, description="beams of decoding=generate")
+    beams: int = Field(1, alias="GNER_BEAMS", ge=1, le=64, description="beams for decoding=generate")
     batch_tokens: int = Field(
         0,
         alias="GNER_BATCH_TOKENS",
         ge=0,
-        description="tokens per batch, source and target, padding included; 0: by device",
+        description="tokens per batch, source and target, padding included; 0: depends on the device",
     )
     draft_window: int = Field(
-        0, alias="GNER_DRAFT_WINDOW", ge=0, description="tokens that one decoder pass verifies per text; 0: by device"
+        0,
+        alias="GNER_DRAFT_WINDOW",
+        ge=0,
+        description="tokens that one decoder pass verifies per text; 0: depends on the device",
     )
     draft_model: str = Field(
         "gner-mini",
         alias="GNER_DRAFT_MODEL",
         min_length=1,
-        description="checkpoint whose draft head guesses for one that has none, with decoding=exact: gner-mini or off",
+        description="checkpoint whose draft head serves one that has none, with decoding=exact: gner-mini or off",
     )
     redis_url: str = Field(
         "",
@@ -68,41 +73,52 @@ class Settings(BaseSettings):
     )
     cache: Literal["on", "off"] = Field("on", alias="GNER_CACHE", description="keep predictions in Redis: on or off")
     cache_entries: int = Field(
-        200_000, alias="GNER_CACHE_ENTRIES", ge=1, description="predictions kept at most; the oldest make room"
+        200_000,
+        alias="GNER_CACHE_ENTRIES",
+        ge=1,
+        description="maximum number of cached predictions; the oldest are dropped",
     )
-    cache_days: float = Field(30, alias="GNER_CACHE_DAYS", gt=0, description="days a prediction is kept at most")
+    cache_days: float = Field(
+        30, alias="GNER_CACHE_DAYS", gt=0, description="days after which a cached prediction is dropped"
+    )
     predict_deadline_s: float = Field(
         90,
         alias="GNER_PREDICT_DEADLINE_S",
         gt=0,
-        description="seconds after which /predict answers with what is done (Label Studio waits 100)",
+        description="seconds after which /predict answers with the tasks done so far (Label Studio waits 100)",
     )
-    threads: int = Field(32, alias="GNER_THREADS", ge=2, description="requests served at the same time")
+    threads: int = Field(
+        32, alias="GNER_THREADS", ge=2, description="maximum number of requests served at the same time"
+    )
     worker: Literal["on", "off"] = Field(
-        "on", alias="GNER_WORKER", description="on: serve also runs a worker that trains; off: workers run elsewhere"
+        "on",
+        alias="GNER_WORKER",
+        description="on: serve also starts a training worker; off: workers are started elsewhere",
     )
     train_after: int = Field(
         20,
         alias="GNER_TRAIN_AFTER",
         ge=0,
-        description="changed annotations after which a project is trained by itself; 0: only when it is asked for. A "
-        'project\'s own extra params, {"train_after": N}, win',
+        description="changed annotations after which a project is trained automatically; 0: only on request. A "
+        'project\'s own extra params, {"train_after": N}, take precedence',
     )
     train_device: str = Field(
-        "auto", alias="GNER_TRAIN_DEVICE", description="where it is trained: auto (as --device), cpu, cuda or cuda:N"
+        "auto",
+        alias="GNER_TRAIN_DEVICE",
+        description="device for training: auto (the same as --device), cpu, cuda or cuda:N",
     )
     label_studio_url: str = Field(
-        "", alias="LABEL_STUDIO_URL", description="where Label Studio is, for what needs its API"
+        "", alias="LABEL_STUDIO_URL", description="address of Label Studio, for everything that needs its API"
     )
     label_studio_api_key: str = Field(
-        "", alias="LABEL_STUDIO_API_KEY", repr=False, description="an access token of Label Studio, legacy or personal"
+        "", alias="LABEL_STUDIO_API_KEY", repr=False, description="access token of Label Studio, legacy or personal"
     )
     basic_auth_user: str = Field(
         "", alias="BASIC_AUTH_USER", description="user that callers must give; empty: no check"
     )
     basic_auth_pass: str = Field("", alias="BASIC_AUTH_PASS", repr=False, description="password that callers must give")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", alias="LOG_LEVEL", description="least level of what is logged"
+        "INFO", alias="LOG_LEVEL", description="lowest level of messages that are logged"
     )
 
     @field_validator("redis_url")
@@ -126,7 +142,7 @@ class Settings(BaseSettings):
 
     @property
     def auth(self) -> tuple[str, str] | None:
-        """User and password that callers must give."""
+        """User and password that callers must give, if any."""
         return (self.basic_auth_user, self.basic_auth_pass) if self.basic_auth_user else None
 
     @property
@@ -156,7 +172,7 @@ def _alias(name: str) -> str:
 
 
 def read(**flags: Any) -> Settings:
-    """The environment with flags put over it. Raises InvalidSettings naming each wrong one and its value."""
+    """The environment, overridden by flags. Raises InvalidSettings, which names each wrong setting and its value."""
     given = {_alias(name): value for name, value in flags.items() if value is not None}
     try:
         settings = Settings(**given)

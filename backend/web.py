@@ -49,8 +49,8 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _end_arbiter(error: BaseException) -> None:
-    """A backend without a model is of no use: end, so that whoever started us sees it."""
-    log.error("stopping, for there is no model: %s", error)
+    """Without a model the backend is of no use: it stops, so that whoever started it notices."""
+    log.error("stopping, because the model could not be loaded: %s", error)
     os.kill(os.getppid(), signal.SIGTERM)
 
 

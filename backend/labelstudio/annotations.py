@@ -1,48 +1,40 @@
-"""What Label Studio tells -> what is learnt from: the annotations, projects and texts of `learning.examples`."""
+"""What Label Studio sends -> what is learned from: annotations, projects and texts as `learning` stores them."""
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.labelstudio import regions, schema, wire
-from backend.labelstudio.regions import TextUnit
+from backend.labelstudio import regions, wire
 from backend.labelstudio.schema import Control, LabelSchema
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
+from backend.ner.spans import Passage
 
 _ORIGINS = frozenset({"prediction", "prediction-changed", "manual"})
-_MAX_CONFIGS = 64
 
-_Units = Sequence[tuple[Control, Sequence[TextUnit]]]
-
-
-@functools.lru_cache(maxsize=_MAX_CONFIGS)
-def schema_of(label_config: str) -> LabelSchema:
-    """`schema.parse`, remembered: every event brings its project's label config. Raises InvalidLabelConfig."""
-    return schema.parse(label_config)
+_Passages = Sequence[tuple[Control, Sequence[Passage]]]
 
 
-def project_of(project: wire.Project) -> Project:
-    """Raises InvalidLabelConfig."""
-    return _project(project.key, project.id, project.label_config, project.title, project.updated_at_us)
+def project_of(project: wire.ProjectPayload, schema: LabelSchema) -> Project:
+    """A project with what its label config asks for."""
+    return _project(project.key, project.id, schema, project.title, project.updated_at_us)
 
 
-def project_of_ref(ref: wire.ProjectRef, label_config: str) -> Project:
-    """The project of an ML call, which tells no title and no date. Raises InvalidLabelConfig."""
-    return _project(ref.key, ref.id, label_config, title="", updated_at_us=0)
+def project_of_ref(ref: wire.ProjectRef, schema: LabelSchema) -> Project:
+    """The project of an ML call, which brings neither a title nor a date."""
+    return _project(ref.key, ref.id, schema, title="", updated_at_us=0)
 
 
 def annotation_of(item: wire.AnnotatedTask, schema: LabelSchema) -> Annotation:
     """An annotation, under the label config that came with it.
 
-    `dropped` counts the regions of other controls (choices, relations) too. A region without an `origin`, as those that
-    came through Label Studio's API, is somebody's own: "manual".
+    `dropped` counts the regions of other controls (choices, relations) too. A region without an `origin`, as those
+    made through Label Studio's API, counts as "manual".
     """
     saved = item.annotation
-    units = _units(item.task, schema)
-    texts, dropped = _labelled(units, saved.result)
+    passages = _passages(item.task, schema)
+    texts, dropped = _labelled(passages, saved.result)
     prediction = saved.prediction.get("result")
-    is_told = isinstance(prediction, list)
+    has_prediction = isinstance(prediction, list)
     return Annotation(
         id=saved.id,
         task_id=saved.task_id,
@@ -50,63 +42,59 @@ def annotation_of(item: wire.AnnotatedTask, schema: LabelSchema) -> Annotation:
         accepted=not saved.was_cancelled,
         ground_truth=saved.ground_truth,
         texts=texts,
-        predicted_version=str(saved.prediction.get("model_version") or "") if is_told else None,
-        predicted=_labelled(units, prediction, origin="prediction")[0] if isinstance(prediction, list) else (),
+        predicted_version=str(saved.prediction.get("model_version") or "") if has_prediction else None,
+        predicted=_labelled(passages, prediction, origin="prediction")[0] if isinstance(prediction, list) else (),
         dropped=dict(dropped),
     )
 
 
 def texts_of(task: wire.Task, schema: LabelSchema) -> tuple[AnnotatedText, ...]:
     """The texts of a task that nobody has labelled: without spans."""
-    return _labelled(_units(task, schema), ())[0]
+    return _labelled(_passages(task, schema), ())[0]
 
 
-def _project(key: str, project_id: int, label_config: str, title: str, updated_at_us: int) -> Project:
-    parsed = schema_of(label_config)
+def _project(key: str, project_id: int, schema: LabelSchema, title: str, updated_at_us: int) -> Project:
     # one control on several objects is a Control for each, all with the same labels
-    controls = {control.name: control for control in parsed.controls}
+    controls = {control.name: control for control in schema.controls}
     return Project(
         key=key,
         id=project_id,
         title=title,
-        config_digest=parsed.digest,
+        config_digest=schema.digest,
         controls=tuple(
-            ControlLabels(name, tuple((label.name, label.value) for label in control.prompt_labels))
+            ControlLabels(name, tuple((entry.words, entry.label) for entry in control.labels.entries))
             for name, control in controls.items()
         ),
         updated_at_us=updated_at_us,
     )
 
 
-def _units(task: wire.Task, schema: LabelSchema) -> _Units:
-    return [(control, regions.units(control, task.data)) for control in schema.controls]
+def _passages(task: wire.Task, schema: LabelSchema) -> _Passages:
+    return [(control, regions.passages(control, task.data)) for control in schema.controls]
 
 
 def _labelled(
-    units: _Units, found: Sequence[Any], origin: str | None = None
+    passages: _Passages, found: Sequence[Any], origin: str | None = None
 ) -> tuple[tuple[AnnotatedText, ...], Counter[str]]:
-    """All texts with their regions, and how many regions gave no span. `origin` is that of every region, if given."""
+    """All texts with their spans, and how many regions gave no span. `origin`, if given, holds for every region."""
     dropped: Counter[str] = Counter()
     texts: list[AnnotatedText] = []
     num_claimed = 0
-    for control, of_control in units:
+    for control, of_control in passages:
         claimed = [region for region in found if _is_of(region, control)]
         num_claimed += len(claimed)
-        values = {label.name: label.value for label in control.prompt_labels}
         spans: list[list[LabelledSpan]] = [[] for _ in of_control]
         for region in claimed:
-            # one by one, since a span does not tell its region
+            # one by one, since a span does not name its region
             parsed = regions.parse(control, of_control, [region])
             dropped.update(problem.kind for problem in parsed.problems)
-            for of_unit, parsed_spans in zip(spans, parsed.spans, strict=True):
-                of_unit += [
-                    LabelledSpan(span.start, span.end, values[span.label], origin or _origin(region))
-                    for span in parsed_spans
+            for of_passage, parsed_spans in zip(spans, parsed.spans, strict=True):
+                of_passage += [
+                    LabelledSpan(span.start, span.end, span.label, origin or _origin(region)) for span in parsed_spans
                 ]
-        labels = tuple(dict.fromkeys(values.values()))
         texts += [
-            AnnotatedText(control.name, unit.text, unit.breaks, labels, tuple(of_unit))
-            for unit, of_unit in zip(of_control, spans, strict=True)
+            AnnotatedText(control.name, passage.text, passage.breaks, control.labels.labels, tuple(of_passage))
+            for passage, of_passage in zip(of_control, spans, strict=True)
         ]
     if num_claimed < len(found):
         dropped["other_control"] += len(found) - num_claimed

@@ -55,7 +55,7 @@ class LabelStudioClient:
     def close(self) -> None:
         self._http.close()
 
-    def project(self, project_id: int) -> wire.Project:
+    def project(self, project_id: int) -> wire.ProjectPayload:
         """Raises UnknownProject."""
         with self._asking():
             try:

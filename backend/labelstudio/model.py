@@ -5,13 +5,14 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from label_studio_ml.model import LabelStudioMLBase
 
 from backend.errors import InvalidLabelConfig, ModelNotReady
 from backend.labelstudio import regions, schema, wire
-from backend.labelstudio.regions import TextUnit
 from backend.labelstudio.schema import Control
 from backend.ner.spans import Passage, Question, Span
 from backend.serving.batcher import Priority
@@ -22,18 +23,19 @@ from backend.serving.versions import UNUSABLE, ServedVersions
 log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 90.0
+_CACHED_MODELS = 256  # label configs of projects in use at the same time
 
 
 class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has no types
     """Predicts for one label config. It holds no model: any number of these share one Predictor.
 
-    Which version of the model answers is the project's matter: projects may share a label config.
+    The project decides which version of the model answers: projects may share a label config.
 
     Constructs under both lines of label-studio-ml: 1.x calls (label_config=..., train_output=...), 2.x calls
     (project_id=..., label_config=...).
     """
 
-    # For those who let label-studio-ml construct it: see `bound_to`.
+    # For callers who let label-studio-ml construct it: see `bound_to`.
     _bound_predictor: ClassVar[Predictor | None] = None
     _bound_versions: ClassVar[ServedVersions | None] = None
 
@@ -48,9 +50,9 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         project: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """`project` is the key of the one that is meant where a call names none; None: the base version answers.
+        """`project` is the key of the default project, for calls that name none; without it the base version answers.
 
-        Raises InvalidLabelConfig; the config is checked before any parser of the base class sees it.
+        Raises InvalidLabelConfig: the config is checked before the base class parses it.
         """
         if not label_config:
             raise InvalidLabelConfig("no label config was given")
@@ -87,29 +89,30 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
     ) -> list[wire.Prediction | None]:
         """One item per task, in order; None for a task that is not done after `timeout_s`. All are of one version.
 
-        `context` makes the request interactive: these regions are there already, and none is offered that
-        overlaps one of its own control.
+        `context` makes the request interactive: it holds the regions that exist already. A region that overlaps one of
+        them of the same control is left out.
         """
         predictor, versions = self._require_serving()
-        texts = _texts(tasks, self.schema.controls if context is None else self._asked(context))
-        _log_empty(tasks, texts)
+        controls = self.schema.controls if context is None else self._interactive_controls(context)
+        passages = _passages(tasks, controls)
+        _log_empty(tasks, passages)
         deadline_s = time.monotonic() + timeout_s
-        # once per request: what is promoted meanwhile must not get into its answer
+        # once per request: a version that is promoted meanwhile must not be mixed into its answer
         served = versions.of(project or self._project)
         while True:
             try:
                 timeout_s = max(0.0, deadline_s - time.monotonic())
-                answers = iter(predictor.predict(_questions(texts), timeout_s, _priority(tasks, context), served))
+                answers = iter(predictor.predict(_questions(passages), timeout_s, _priority(tasks, context), served))
                 break
-            except UNUSABLE as error:  # its adapter has gone bad: all of the request is answered by another version
+            except UNUSABLE as error:  # a damaged adapter: another version answers the whole request
                 served = versions.replace(project or self._project, served, error)
-        return [_prediction(of_task, answers, context or (), served.version) for of_task in texts]
+        return [_prediction(of_task, answers, context or (), served.version) for of_task in passages]
 
     def prefetch(self, tasks: Sequence[wire.Task], project: str | None = None) -> None:
         """Have tasks predicted in the background, into the cache."""
         predictor, versions = self._require_serving()
         served = versions.of(project or self._project)
-        predictor.prefetch(_questions(_texts(tasks, self.schema.controls)), served)
+        predictor.prefetch(_questions(_passages(tasks, self.schema.controls)), served)
 
     def _require_serving(self) -> tuple[Predictor, ServedVersions]:
         if self._predictor is None or self._versions is None:
@@ -118,8 +121,8 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
             )
         return self._predictor, self._versions
 
-    def _asked(self, context: Sequence[Mapping[str, Any]]) -> Sequence[Control]:
-        """The controls that an interactive request is about: those in use, else those that are smart."""
+    def _interactive_controls(self, context: Sequence[Mapping[str, Any]]) -> Sequence[Control]:
+        """Those that the context uses, else those that are smart, else all."""
         in_use = {region.get("from_name") for region in context}
         return (
             [control for control in self.schema.controls if control.name in in_use]
@@ -128,19 +131,36 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         )
 
 
-_TextsOfTask = list[tuple[Control, tuple[TextUnit, ...]]]
+class Models:
+    """A GNERModel for each label config, over one predictor: the only cache of parsed label configs. Thread-safe."""
+
+    def __init__(self, predictor: Predictor, served_versions: ServedVersions) -> None:
+        self._predictor = predictor
+        self._versions = served_versions
+        self._cached = lru_cache(maxsize=_CACHED_MODELS)(self._new)
+
+    def of(self, label_config: str) -> GNERModel:
+        """Raises InvalidLabelConfig."""
+        return self._cached(label_config)
+
+    def _new(self, label_config: str) -> GNERModel:
+        return GNERModel(label_config=label_config, predictor=self._predictor, served_versions=self._versions)
 
 
-def _texts(tasks: Sequence[wire.Task], controls: Sequence[Control]) -> list[_TextsOfTask]:
-    return [[(control, regions.units(control, task.data)) for control in controls] for task in tasks]
+_PassagesOfTask = list[tuple[Control, tuple[Passage, ...]]]
 
 
-def _questions(texts: Sequence[_TextsOfTask]) -> list[Question]:
+def _passages(tasks: Sequence[wire.Task], controls: Sequence[Control]) -> list[_PassagesOfTask]:
+    return [[(control, regions.passages(control, task.data)) for control in controls] for task in tasks]
+
+
+def _questions(passages: Sequence[_PassagesOfTask]) -> list[Question]:
+    """The only place where a control's labels become prompt words."""
     return [
-        Question(Passage(unit.text, unit.breaks), control.label_names)
-        for of_task in texts
-        for control, units in of_task
-        for unit in units
+        Question(passage, control.labels.words)
+        for of_task in passages
+        for control, of_control in of_task
+        for passage in of_control
     ]
 
 
@@ -150,32 +170,37 @@ def _priority(tasks: Sequence[wire.Task], context: Sequence[Any] | None) -> Prio
     return Priority.OPEN_TASK if len(tasks) == 1 else Priority.BULK
 
 
-def _log_empty(tasks: Sequence[wire.Task], texts: Sequence[_TextsOfTask]) -> None:
-    for task, of_task in zip(tasks, texts, strict=True):
-        for control, units in of_task:
-            if not any(unit.text.strip() for unit in units):
+def _log_empty(tasks: Sequence[wire.Task], passages: Sequence[_PassagesOfTask]) -> None:
+    for task, of_task in zip(tasks, passages, strict=True):
+        for control, of_control in of_task:
+            if not any(passage.text.strip() for passage in of_control):
                 log.info("task %s: %r is empty or missing; its prediction is empty", task.id, control.task_key)
 
 
 def _prediction(
-    texts: _TextsOfTask, answers: Iterable[TextPrediction | None], context: Sequence[dict[str, Any]], version: str
+    passages: _PassagesOfTask, answers: Iterable[TextPrediction | None], context: Sequence[dict[str, Any]], version: str
 ) -> wire.Prediction | None:
-    """The next answers are this task's, unit by unit. None if any of them is missing."""
+    """The next answers are this task's, one per passage. None if any of them is missing."""
     pending = iter(answers)
-    found = [(control, units, [next(pending) for _ in units]) for control, units in texts]
+    found = [(control, of_control, [next(pending) for _ in of_control]) for control, of_control in passages]
     done = [answer for _, _, of_control in found for answer in of_control if answer is not None]
     if len(done) < sum(len(of_control) for _, _, of_control in found):
         return None
     result: list[dict[str, Any]] = []
-    for control, units, of_control in found:
-        taken = regions.parse(control, units, context).spans
+    for control, of_control, answers_of_control in found:
+        taken = regions.parse(control, of_control, context).spans
         spans = [
-            [span for span in answer.spans if not _overlaps(span, taken_of_unit)]
-            for answer, taken_of_unit in zip(of_control, taken, strict=True)
+            [span for span in _with_stored_labels(answer.spans, control) if not _overlaps(span, taken_of_passage)]
+            for answer, taken_of_passage in zip(answers_of_control, taken, strict=True)
             if answer is not None
         ]
-        result += regions.render(control, units, spans)
+        result += regions.render(control, of_control, spans)
     return wire.Prediction(tuple(result), _task_score(done), version)
+
+
+def _with_stored_labels(spans: Iterable[Span], control: Control) -> list[Span]:
+    """The only place where the model's prompt words become stored labels."""
+    return [replace(span, label=control.labels.label_of(span.label)) for span in spans]
 
 
 def _overlaps(span: Span, others: Sequence[Span]) -> bool:

@@ -1,15 +1,15 @@
 """Spans <-> regions of Text, HyperText and Paragraphs. The only home of the offset rules.
 
-Measured against Label Studio 1.23.2 in a browser. A unit's text is what the editor draws, and its offsets are what
-the editor counts:
+Measured against Label Studio 1.23.2 in a browser. A passage's text is what the editor draws, and its offsets are
+what the editor counts:
 
 - Text: Unicode code points; "\\r\\n" counts two. NULs are not drawn, and not counted.
 - HyperText: code points over all text nodes of the document's body (of the fragment, if inline="true") after
   the browser's own HTML parsing, plus one for each <br>. <script> and <iframe> are removed before; <style>,
   <textarea>, <option> and <noscript> in the body do count.
-- Paragraphs: UTF-16 units within one phrase; a phrase is named by its index, as a string.
+- Paragraphs: UTF-16 units within one phrase; a phrase is named by its index, as a string. Each phrase is a passage.
 
-Offsets are trusted, texts are never searched.
+Offsets are trusted, texts are never searched. All labels here are stored labels.
 """
 
 import base64
@@ -24,7 +24,7 @@ from typing import Any, Literal
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from backend.labelstudio.schema import Control
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Span
 
 Region = dict[str, Any]
 ProblemKind = Literal["other_control", "other_type", "no_offsets", "out_of_bounds", "unknown_label"]
@@ -42,18 +42,6 @@ _MAX_EXACT_INTEGER = 2**53  # the editor reads JSON numbers as doubles
 
 
 @dataclass(frozen=True, slots=True)
-class TextUnit:
-    """A text that is labelled as a whole: a task's text, or one phrase of its dialogue.
-
-    Free of lone surrogates, so it can be encoded: each is replaced by U+FFFD, which has its length.
-    """
-
-    text: str
-    phrase: int | None = None  # the index as drawn, for Paragraphs
-    breaks: tuple[int, ...] = ()  # ascending offsets at which a reader sees a new block, white space or not
-
-
-@dataclass(frozen=True, slots=True)
 class Problem:
     """Why a region gave no span, or not all of its labels."""
 
@@ -64,90 +52,88 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ParsedRegions:
-    """What `parse` found. spans[i] belong to units[i], in the order of the regions."""
+    """What `parse` found. spans[i] belong to passages[i], in the order of the regions."""
 
     spans: tuple[tuple[Span, ...], ...]
     problems: tuple[Problem, ...]
 
 
-def units(control: Control, data: Mapping[str, Any]) -> tuple[TextUnit, ...]:
-    """The texts that `control` labels in a task's data; a missing or null text is drawn empty.
+def passages(control: Control, data: Mapping[str, Any]) -> tuple[Passage, ...]:
+    """What `control` labels in a task's data; a missing or null text is drawn empty.
 
-    Text and HyperText give exactly one unit, Paragraphs one per phrase: none if the data is not a list.
+    Text and HyperText give exactly one passage, Paragraphs one per phrase: none if the data is not a list.
+    All texts can be encoded: a lone surrogate is replaced by U+FFFD, which has its length.
     """
     value = _resolve(control.task_key, data)
     if control.object_type == "Paragraphs":
         items = value if isinstance(value, list) else []
         if control.by_start_time:
             items = sorted(items, key=functools.cmp_to_key(_compare_start_time))
-        return tuple(TextUnit(_without_surrogates(_phrase(item, control)), i) for i, item in enumerate(items))
+        return tuple(Passage(_without_surrogates(_phrase(item, control))) for item in items)
     text = _without_surrogates(_decoded(_drawn(value), control))
     if control.object_type == "HyperText":
-        return (unit_of_html(text, inline=control.inline),)
-    return (TextUnit(text.replace("\0", "")),)
+        return (passage_of_html(text, inline=control.inline),)
+    return (Passage(text.replace("\0", "")),)
 
 
-def render(control: Control, units: Sequence[TextUnit], spans: Sequence[Sequence[Span]]) -> list[Region]:
-    """The regions of a prediction: spans[i] are the spans of units[i], their labels the control's prompt names."""
-    values = {label.name: label.value for label in control.prompt_labels}
-    regions = []
-    for unit, spans_of_unit in zip(units, spans, strict=True):
-        for span in spans_of_unit:
-            assert 0 <= span.start < span.end <= len(unit.text), f"{span} outside a text of {len(unit.text)}"
-            regions.append(
-                {
-                    "id": uuid.uuid4().hex[:10],
-                    "from_name": control.name,
-                    "to_name": control.object_name,
-                    "type": control.type,
-                    "value": {
-                        **_position(unit, span.start, span.end),
-                        "text": unit.text[span.start : span.end],
-                        control.type: [values[span.label]],
-                    },
-                    "score": min(1.0, max(0.0, span.score)),  # a product of floats may end above 1
-                }
-            )
-    return regions
+def render(control: Control, passages: Sequence[Passage], spans: Sequence[Sequence[Span]]) -> list[Region]:
+    """The regions of a prediction: spans[i] are the spans of passages[i]."""
+    return [
+        _region(control, passage, index, span)
+        for index, (passage, of_passage) in enumerate(zip(passages, spans, strict=True))
+        for span in of_passage
+    ]
 
 
-def parse(control: Control, units: Sequence[TextUnit], regions: Sequence[Any]) -> ParsedRegions:
+def _region(control: Control, passage: Passage, index: int, span: Span) -> Region:
+    assert 0 <= span.start < span.end <= len(passage.text), f"{span} outside a text of {len(passage.text)}"
+    phrase = index if control.object_type == "Paragraphs" else None
+    return {
+        "id": uuid.uuid4().hex[:10],
+        "from_name": control.name,
+        "to_name": control.object_name,
+        "type": control.type,
+        "value": {
+            **_position(passage.text, phrase, span.start, span.end),
+            "text": passage.text[span.start : span.end],
+            control.type: [span.label],
+        },
+        "score": min(1.0, max(0.0, span.score)),  # a product of floats may be above 1
+    }
+
+
+def parse(control: Control, passages: Sequence[Passage], regions: Sequence[Any]) -> ParsedRegions:
     """The spans of an annotation's regions; the inverse of `render`. Never raises on a region.
 
     A region with several labels gives a span for each; one that runs over several phrases is split into a span
-    per phrase. Each span has score 1: somebody put it there. What cannot be used is told in `problems`.
+    per phrase. Each span has score 1, since a person made it. `problems` lists what cannot be used.
     """
-    spans: list[list[Span]] = [[] for _ in units]
+    labels = control.labels.labels
+    spans: list[list[Span]] = [[] for _ in passages]
     problems: list[Problem] = []
     for region in regions:
-        found = _pieces(control, units, region)
+        found = _pieces(control, passages, region)
         if isinstance(found, Problem):
             problems.append(found)
             continue
-        for value in region["value"][control.type]:
-            name = control.name_of(value)
-            if name is None:
-                problems.append(_problem(region, "unknown_label", f"{value!r} is no label of {control.name!r}"))
+        for label in region["value"][control.type]:
+            if label not in labels:
+                problems.append(_problem(region, "unknown_label", f"{label!r} is no label of {control.name!r}"))
                 continue
             for piece in found:
-                spans[piece.unit].append(Span(start=piece.start, end=piece.end, label=name, score=1.0))
+                spans[piece.passage].append(Span(piece.start, piece.end, label, score=1.0))
     return ParsedRegions(spans=tuple(map(tuple, spans)), problems=tuple(problems))
 
 
-def unit_of_html(html: str, *, inline: bool) -> TextUnit:
+def passage_of_html(html: str, *, inline: bool) -> Passage:
     """What Label Studio counts offsets over: all text nodes in order, and "\\n" for each <br>.
 
     `inline` HTML is set into an element of the page, other HTML is a document of its own, where white space before
     the body's first content vanishes. Not covered: markup inside <noscript>, <textarea> and <xmp>, which
-    Label Studio's sanitizer rewrites and then counts as text. The unit's breaks are where block elements, such as
+    Label Studio's sanitizer rewrites and then counts as text. The passage's breaks are where block elements, such as
     paragraphs and table cells, begin and end.
     """
-    if inline:
-        node = LexborHTMLParser(html, is_fragment=True, scripting=True).root
-    else:
-        # a byte-order mark at the start of a document is not content
-        body = LexborHTMLParser(html.removeprefix("\ufeff"), scripting=True).body
-        node = body.first_child if body else None
+    node = _first_node(html, inline)
     texts: list[str] = []
     length = 0
     breaks: set[int] = set()
@@ -167,7 +153,15 @@ def unit_of_html(html: str, *, inline: bool) -> TextUnit:
             node = node.first_child
             continue
         node = node.next
-    return TextUnit("".join(texts), breaks=tuple(sorted(breaks - {0, length})))
+    return Passage("".join(texts), breaks=tuple(sorted(breaks - {0, length})))
+
+
+def _first_node(html: str, inline: bool) -> LexborNode | None:
+    if inline:
+        return LexborHTMLParser(html, is_fragment=True, scripting=True).root
+    # a byte-order mark at the start of a document is not content
+    body = LexborHTMLParser(html.removeprefix("\ufeff"), scripting=True).body
+    return body.first_child if body else None
 
 
 def _text_of_node(node: LexborNode) -> str:
@@ -184,14 +178,14 @@ def _text_of_node(node: LexborNode) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """The part of a region that lies in units[unit], in code points."""
+    """The part of a region that lies in passages[passage], in code points."""
 
-    unit: int
+    passage: int
     start: int
     end: int
 
 
-def _pieces(control: Control, units: Sequence[TextUnit], region: Any) -> list[_Piece] | Problem:
+def _pieces(control: Control, passages: Sequence[Passage], region: Any) -> list[_Piece] | Problem:
     if not isinstance(region, dict):
         return Problem("", "other_type", f"{region!r} is not a region")
     if (region.get("from_name"), region.get("to_name")) != (control.name, control.object_name):
@@ -203,43 +197,47 @@ def _pieces(control: Control, units: Sequence[TextUnit], region: Any) -> list[_P
     if not isinstance(labels, list) or not labels:
         return _problem(region, "unknown_label", f"labels {labels!r}, expected a list with at least one")
     if control.object_type == "Paragraphs":
-        return _pieces_of_phrases(units, region, value)
+        return _pieces_of_phrases(passages, region, value)
+    return _piece_of_text(passages[0], region, value)
+
+
+def _piece_of_text(passage: Passage, region: Region, value: dict[str, Any]) -> list[_Piece] | Problem:
     # XPaths depend on the DOM; the code points beside them were computed from it
     offsets = value.get("globalOffsets", value)
     start, end = (_integer(offsets.get(key)) for key in ("start", "end")) if isinstance(offsets, dict) else (None, None)
     if start is None or end is None:
         return _problem(region, "no_offsets", f"start {value.get('start')!r}, end {value.get('end')!r}: no integers")
-    length = len(units[0].text)
+    length = len(passage.text)
     if not 0 <= start < end <= length:
         return _problem(region, "out_of_bounds", f"{start} to {end} in a text of {length}")
     return [_Piece(0, start, end)]
 
 
-def _pieces_of_phrases(units: Sequence[TextUnit], region: Region, value: dict[str, Any]) -> list[_Piece] | Problem:
+def _pieces_of_phrases(phrases: Sequence[Passage], region: Region, value: dict[str, Any]) -> list[_Piece] | Problem:
     first, last = _integer(value.get("start")), _integer(value.get("end"))
     utf16_start, utf16_end = _integer(value.get("startOffset")), _integer(value.get("endOffset"))
     if first is None or last is None or utf16_start is None or utf16_end is None:
         return _problem(region, "no_offsets", "start, end, startOffset and endOffset must be integers")
-    if not 0 <= first <= last < len(units):
-        return _problem(region, "out_of_bounds", f"phrases {first} to {last} of {len(units)}")
-    start, end = _code_points(units[first].text, utf16_start), _code_points(units[last].text, utf16_end)
+    if not 0 <= first <= last < len(phrases):
+        return _problem(region, "out_of_bounds", f"phrases {first} to {last} of {len(phrases)}")
+    start, end = _code_points(phrases[first].text, utf16_start), _code_points(phrases[last].text, utf16_end)
     if start is None or end is None or (first == last and start >= end):
         return _problem(region, "out_of_bounds", f"{utf16_start} in phrase {first} to {utf16_end} in phrase {last}")
     pieces = [
-        _Piece(index, start if index == first else 0, end if index == last else len(units[index].text))
+        _Piece(index, start if index == first else 0, end if index == last else len(phrases[index].text))
         for index in range(first, last + 1)
     ]
     return [piece for piece in pieces if piece.start < piece.end]
 
 
-def _position(unit: TextUnit, start: int, end: int) -> dict[str, int | str]:
-    if unit.phrase is None:
+def _position(text: str, phrase: int | None, start: int, end: int) -> dict[str, int | str]:
+    if phrase is None:
         return {"start": start, "end": end}
     return {
-        "start": str(unit.phrase),
-        "end": str(unit.phrase),
-        "startOffset": _utf16_units(unit.text, start),
-        "endOffset": _utf16_units(unit.text, end),
+        "start": str(phrase),
+        "end": str(phrase),
+        "startOffset": _utf16_units(text, start),
+        "endOffset": _utf16_units(text, end),
     }
 
 
@@ -280,12 +278,12 @@ def _resolve(task_key: str, data: Mapping[str, Any]) -> Any:
     """The value of an object: of any JSON type for "$key", a string for a template with variables in it."""
     if _VARIABLE.fullmatch(task_key):
         return _lookup(data, task_key[1:])
-    # what String.replace writes for a missing value
+    # the editor's String.replace writes `undefined` for a missing value
     return _VARIABLE.sub(lambda match: _drawn(_lookup(data, match[0][1:]), missing="undefined"), task_key)
 
 
 def _lookup(data: Mapping[str, Any], path: str) -> Any:
-    """`a.b[0]` -> data["a"]["b"][0]; a key that is spelled like the path goes first. None if there is no such value."""
+    """`a.b[0]` -> data["a"]["b"][0]; a key that equals the whole path comes first. None if there is no such value."""
     if path in data:
         return data[path]
     value: Any = data
@@ -349,7 +347,7 @@ def _decimal(shortest: str) -> tuple[str, str, int]:
 
 
 def _decoded(text: str, control: Control) -> str:
-    """The text behind the object's `encoding`. What is no base64 is drawn empty."""
+    """The text behind the object's `encoding`. Anything else than base64 is drawn empty."""
     if control.encoding == "none":
         return text
     try:

@@ -7,7 +7,7 @@ Paragraphs object whose text lies in the task data. One Control per (control, ob
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import regex
@@ -17,6 +17,7 @@ from label_studio_sdk.label_interface.interface import LabelInterface
 from label_studio_sdk.label_interface.object_tags import ObjectTag
 
 from backend.errors import InvalidLabelConfig
+from backend.ner.labels import PromptLabels
 
 ControlType = Literal["labels", "hypertextlabels", "paragraphlabels"]
 ObjectType = Literal["Text", "HyperText", "Paragraphs"]
@@ -61,20 +62,12 @@ ABBREVIATIONS: Mapping[str, str] = {
 }
 
 _NEEDED = (
-    "needed is at least one <Labels>, <HyperTextLabels> or <ParagraphLabels> with <Label> children, "
+    "at least one <Labels>, <HyperTextLabels> or <ParagraphLabels> with <Label> children is needed, "
     "whose toName names a <Text>, <HyperText> or <Paragraphs>"
 )
 _CAMEL_BOUNDARY = regex.compile(r"(?<=\p{Ll})(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _KEBAB_HYPHEN = regex.compile(r"(?<=\w\w)-(?=\w\w)")  # not the hyphen of e-mail or x-ray
 _FORMAT_SIGNS = regex.compile(r"[()\[\]{}<>,]")
-
-
-@dataclass(frozen=True, slots=True)
-class PromptLabel:
-    """A label in two languages."""
-
-    name: str  # what the model is asked for, and what Span.label holds
-    value: str  # what goes back to Label Studio: the alias if there is one, else the value
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +80,11 @@ class Control:
     object_type: ObjectType
     task_key: str  # the object's value: "$text", "$a.b[0]" or a template such as "Title: $title"
     smart: bool  # offered for interactive pre-annotation
-    prompt_labels: tuple[PromptLabel, ...]  # names are distinct; several names may share a value
+    labels: PromptLabels  # stored is a label's alias if it has one, else its value
     text_key: str = "text"  # Paragraphs: the phrase's key in each item
     by_start_time: bool = False  # Paragraphs with contextScroll: drawn in the order of `start`
     inline: bool = False  # HyperText: part of the page, instead of a document of its own
     encoding: Literal["none", "base64", "base64unicode"] = "none"
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """What the model is asked for, in the config's order."""
-        return tuple(label.name for label in self.prompt_labels)
-
-    def value_of(self, name: str) -> str:
-        """The Label Studio label of a prompt name. Raises KeyError for a name of another control."""
-        return {label.name: label.value for label in self.prompt_labels}[name]
-
-    def name_of(self, value: str) -> str | None:
-        """The prompt name of a Label Studio label (the first of several), or None if it has none."""
-        return next((label.name for label in self.prompt_labels if label.value == value), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +96,15 @@ class LabelSchema:
 
     @property
     def label_values(self) -> tuple[str, ...]:
-        """All labels as Label Studio stores them, each once, in the config's order."""
-        return tuple(dict.fromkeys(label.value for control in self.controls for label in control.prompt_labels))
+        """All stored labels, each once, in the config's order."""
+        return tuple(dict.fromkeys(label for control in self.controls for label in control.labels.labels))
 
 
 def parse(label_config: str) -> LabelSchema:
     """The schema of a label config.
 
-    Raises InvalidLabelConfig if it is too long, has a DOCTYPE, is no XML, has a control without labels or with
-    a toName that names nothing, or has nothing that we can label.
+    Raises InvalidLabelConfig if it is too long, has a DOCTYPE, is not XML, has a control without labels or with
+    an unknown toName, or has nothing that we can label.
     """
     interface = _interface(label_config)
     objects = {tag.name: tag for tag in interface.objects}
@@ -155,7 +135,7 @@ def parse(label_config: str) -> LabelSchema:
 def readable(value: str) -> str:
     """A label value as words: "CreativeWork" -> "creative work", "PER" -> "person", "Date (past)" -> "date past".
 
-    Empty if the value holds nothing but signs of the output format.
+    Empty if the value has only signs of the output format.
     """
     stripped = value.strip()
     if stripped.upper() in ABBREVIATIONS:
@@ -175,8 +155,8 @@ def _interface(label_config: str) -> LabelInterface:
         return LabelInterface(label_config)
     except LabelStudioXMLSyntaxErrorSentryIgnored as error:
         raise InvalidLabelConfig(f"label config is not well-formed XML: {error}") from error
-    # lxml refuses NULs and encoding declarations with ValueError; on processing instructions
-    # and on tags that miss attributes LabelInterface stumbles over its own assumptions
+    # lxml refuses NULs and encoding declarations with ValueError; LabelInterface
+    # fails in other ways on processing instructions and on tags without the attributes that it expects
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise InvalidLabelConfig(f"label config cannot be read: {error}") from error
 
@@ -186,7 +166,7 @@ def _tag_name(tag: ControlTag | ObjectTag) -> str:
 
 
 def _why_unusable(tag: ControlTag, labelled: ObjectTag) -> str | None:
-    """None, or why this control on this object is not for us. Raises InvalidLabelConfig without labels."""
+    """Why this control on this object is of no use to us, or None. Raises InvalidLabelConfig if it has no labels."""
     if _tag_name(labelled) not in OBJECT_TYPES:
         return f"labels <{labelled.tag} name={labelled.name!r}>, which is not text"
     if str(labelled.get_attr("valueType", "")).lower() == "url":
@@ -211,7 +191,7 @@ def _control(tag: ControlTag, control_type: ControlType, labelled: ObjectTag) ->
         object_type=OBJECT_TYPES[_tag_name(labelled)],
         task_key=labelled.value,
         smart=_is_true(tag.get_attr("smart")),
-        prompt_labels=_prompt_labels(_label_attributes(tag)),
+        labels=_prompt_labels(_label_attributes(tag)),
         text_key=str(labelled.get_attr("textKey", "text")),
         by_start_time=_is_true(labelled.get_attr("contextScroll")),
         inline=_is_true(labelled.get_attr("inline")),
@@ -229,36 +209,53 @@ def _label_attributes(tag: ControlTag) -> dict[str, Mapping[str, str]]:
     return {value: label.attr for value, label in labels.items() if label.tag == "Label" and value.strip()}
 
 
-def _prompt_labels(labels: Mapping[str, Mapping[str, str]]) -> tuple[PromptLabel, ...]:
-    """Distinct names for the labels of one control, however alike their readable forms are."""
-    taken: dict[str, str] = {}  # name -> value
-    for position, (value, attributes) in enumerate(labels.items(), start=1):
-        raw = attributes.get("value") or value
-        predicted = [_without_format_signs(name) for name in attributes.get("predicted_values", "").split(",")]
-        names = [name for name in predicted if name] or [readable(raw) or f"label {position}"]
-        for name in dict.fromkeys(names):
-            taken[_first_free(name, _without_format_signs(raw), taken)] = value
-    return tuple(PromptLabel(name=name, value=value) for name, value in taken.items())
+def _prompt_labels(labels: Mapping[str, Mapping[str, str]]) -> PromptLabels:
+    """Distinct prompt words for the labels of one control, even if their readable forms are the same."""
+    taken: dict[str, str] = {}  # prompt words -> stored label
+    for position, (label, attributes) in enumerate(labels.items(), start=1):
+        raw = attributes.get("value") or label
+        predicted = [_without_format_signs(words) for words in attributes.get("predicted_values", "").split(",")]
+        ways = [words for words in predicted if words] or [readable(raw) or f"label {position}"]
+        for words in dict.fromkeys(ways):
+            taken[_first_free(words, _without_format_signs(raw), taken)] = label
+    return PromptLabels.of(taken.items())
 
 
-def _first_free(name: str, raw: str, taken: Iterable[str]) -> str:
-    """`name`, else the label as written, else `name 2`, `name 3`, ..."""
-    if name not in taken:
-        return name
+def _first_free(words: str, raw: str, taken: Iterable[str]) -> str:
+    """`words`, else the label as written, else `words 2`, `words 3`, ..."""
+    if words not in taken:
+        return words
     if raw and raw not in taken:
         return raw
     number = 2
-    while f"{name} {number}" in taken:
+    while f"{words} {number}" in taken:
         number += 1
-    return f"{name} {number}"
+    return f"{words} {number}"
 
 
 def _without_format_signs(text: str) -> str:
-    """Brackets and commas are the output format's own signs: `word(label)`, labels joined by commas."""
+    """The output format needs brackets and commas for itself: `word(label)`, labels joined by commas."""
     return " ".join(_FORMAT_SIGNS.sub(" ", text).split())
 
 
 def _digest(controls: Iterable[Control]) -> str:
-    """Hex digest over everything but `smart`, which says when to predict and not what."""
-    content = [{key: value for key, value in asdict(control).items() if key != "smart"} for control in controls]
+    """Hex digest over everything but `smart`, which says when to predict and not what.
+
+    Projects store it: other keys here would make every project's stored digest outdated.
+    """
+    content = [
+        {
+            "name": control.name,
+            "type": control.type,
+            "object_name": control.object_name,
+            "object_type": control.object_type,
+            "task_key": control.task_key,
+            "prompt_labels": [{"name": entry.words, "value": entry.label} for entry in control.labels.entries],
+            "text_key": control.text_key,
+            "by_start_time": control.by_start_time,
+            "inline": control.inline,
+            "encoding": control.encoding,
+        }
+        for control in controls
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

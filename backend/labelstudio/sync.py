@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from backend.labelstudio import annotations, wire
+from backend.labelstudio import annotations, schema, wire
 from backend.learning.example_store import ExampleStore
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _BATCH = 100
 class AnnotationSource(Protocol):
     """What is asked of LabelStudioClient."""
 
-    def project(self, project_id: int) -> wire.Project: ...
+    def project(self, project_id: int) -> wire.ProjectPayload: ...
 
     def annotated_tasks(self, project_id: int) -> Iterator[wire.AnnotatedTask]: ...
 
@@ -43,13 +43,13 @@ def reconcile(source: AnnotationSource, store: ExampleStore, project_id: int) ->
     Raises UnknownProject, InvalidLabelConfig, LabelStudioUnavailable, StoreUnavailable; what was done until then stays.
     """
     project = source.project(project_id)
-    store.save_project(annotations.project_of(project))
-    schema = annotations.schema_of(project.label_config)
+    label_schema = schema.parse(project.label_config)
+    store.save_project(annotations.project_of(project, label_schema))
     before = {annotation.id for annotation in store.annotations(project.key)}
     listed: set[int] = set()
     added = changed = 0
     items = source.annotated_tasks(project_id)
-    while batch := [annotations.annotation_of(item, schema) for item in itertools.islice(items, _BATCH)]:
+    while batch := [annotations.annotation_of(item, label_schema) for item in itertools.islice(items, _BATCH)]:
         added += store.put(project.key, [annotation for annotation in batch if annotation.id not in before])
         changed += store.put(project.key, [annotation for annotation in batch if annotation.id in before])
         listed.update(annotation.id for annotation in batch)

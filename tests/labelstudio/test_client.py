@@ -140,9 +140,7 @@ def test_both_kinds_of_token_open_a_project(
     label_studio.prefix = prefix
     with LabelStudioClient(label_studio.url + prefix + slash, api_key) as client:
         project = client.project(2)
-    assert project == wire.Project(
-        id=2, key="2.1795333437", title="News", label_config=CONFIG, model_version="", updated_at_us=0
-    )
+    assert project == wire.ProjectPayload(id=2, key="2.1795333437", title="News", label_config=CONFIG, updated_at_us=0)
 
 
 def test_annotations_with_their_tasks(label_studio: FakeLabelStudio) -> None:
@@ -154,13 +152,12 @@ def test_annotations_with_their_tasks(label_studio: FakeLabelStudio) -> None:
     with LabelStudioClient(label_studio.url, LEGACY) as client:
         first, skipped, from_prediction = client.annotated_tasks(2)
     assert first == wire.AnnotatedTask(
-        wire.Annotation(
+        wire.AnnotationPayload(
             id=1,
             task_id=10,
             result=({"id": "r1", "from_name": "label", "value": {"start": 0, "end": 1}, "origin": "manual"},),
             was_cancelled=False,
             ground_truth=False,
-            completed_by=1,
             updated_at_us=1795352470127687,
             prediction={},
         ),

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from label_studio_sdk.label_interface.interface import LabelInterface
 
 from backend.labelstudio import regions, schema
-from backend.labelstudio.regions import Problem, TextUnit, unit_of_html
+from backend.labelstudio.regions import Problem, passage_of_html
 from backend.labelstudio.schema import Control
 from backend.ner import segment
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Span
 
 FORMS = [
     ("Labels", "Text"),
@@ -48,9 +48,8 @@ PARAGRAPHS = control_of("ParagraphLabels", "Paragraphs")
 
 
 def text_drawn(control: Control, data: dict[str, Any]) -> str:
-    (unit,) = regions.units(control, data)
-    assert unit.phrase is None
-    return unit.text
+    (passage,) = regions.passages(control, data)
+    return passage.text
 
 
 # texts ----------------------------------------------------------------------------------------------------------
@@ -173,8 +172,8 @@ HTML: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("given_html", "document", "inline"), HTML)
 def test_text_of_html(given_html: str, document: str, inline: str) -> None:
-    assert unit_of_html(given_html, inline=False).text == document
-    assert unit_of_html(given_html, inline=True).text == inline
+    assert passage_of_html(given_html, inline=False).text == document
+    assert passage_of_html(given_html, inline=True).text == inline
 
 
 @pytest.mark.parametrize(
@@ -187,7 +186,7 @@ def test_text_of_html(given_html: str, document: str, inline: str) -> None:
     ],
 )
 def test_text_of_html_after_sanitizing(given_html: str, text: str) -> None:
-    assert unit_of_html(given_html, inline=False).text == unit_of_html(given_html, inline=True).text == text
+    assert passage_of_html(given_html, inline=False).text == passage_of_html(given_html, inline=True).text == text
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -256,49 +255,49 @@ def test_text_of_html_is_the_browsers(tmp_path: Path) -> None:
 def test_phrases_of_a_dialogue() -> None:
     control = control_of("ParagraphLabels", "Paragraphs", 'textKey="said"')
     data = {"text": [{"said": "😀 Hi\r\nBob"}, {"said": 5}, {"said": None}, {}, {"said": ["x"]}, "odd", {"said": "z"}]}
-    assert regions.units(control, data) == tuple(
-        TextUnit(text, phrase) for phrase, text in enumerate(["😀 Hi\r\nBob", "5", "", "", "", "", "z"])
+    assert regions.passages(control, data) == tuple(
+        Passage(text) for text in ["😀 Hi\r\nBob", "5", "", "", "", "", "z"]
     )
 
 
 @pytest.mark.parametrize("value", [None, "one text", 5, {"a": 1}, []])
 def test_a_dialogue_that_is_no_list_is_not_drawn(value: object) -> None:
-    assert regions.units(PARAGRAPHS, {"text": value}) == ()
+    assert regions.passages(PARAGRAPHS, {"text": value}) == ()
 
 
 def test_context_scroll_draws_phrases_by_their_start() -> None:
     control = control_of("ParagraphLabels", "Paragraphs", 'contextScroll="true"')
     times = [5, 1.5, None, 3, 0]
     data = {"text": [{"text": str(time), "start": time} for time in times]}
-    assert [unit.text for unit in regions.units(control, data)] == ["1.5", "3", "5", "None", "0"]
-    assert [unit.text for unit in regions.units(PARAGRAPHS, data)] == ["5", "1.5", "None", "3", "0"]
+    assert [passage.text for passage in regions.passages(control, data)] == ["1.5", "3", "5", "None", "0"]
+    assert [passage.text for passage in regions.passages(PARAGRAPHS, data)] == ["5", "1.5", "None", "3", "0"]
 
 
 # regions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("control", "data", "unit", "span", "value"),
+    ("control", "data", "passage", "span", "value"),
     [
         (
             TEXT,
             {"text": "😀\r\nBarack Obama"},
             0,
-            Span(3, 15, "person", 0.5),
+            Span(3, 15, "Person", 0.5),
             {"start": 3, "end": 15, "text": "Barack Obama", "labels": ["Person"]},
         ),
         (
             HYPERTEXT,
             {"text": "<p>😀 a&amp;b<br>to <i>Ro<b>me</b></i></p>"},
             0,
-            Span(9, 13, "geopolitical entity", 0.5),
+            Span(9, 13, "place", 0.5),
             {"start": 9, "end": 13, "text": "Rome", "hypertextlabels": ["place"]},
         ),
         (
             PARAGRAPHS,
             {"text": [{"text": "x"}, {"text": "😀 Hi\r\nBob"}]},
             1,
-            Span(6, 9, "person", 0.5),
+            Span(6, 9, "Person", 0.5),
             {
                 "start": "1",
                 "end": "1",
@@ -311,33 +310,33 @@ def test_context_scroll_draws_phrases_by_their_start() -> None:
     ],
 )
 def test_region_of_each_object(
-    control: Control, data: dict[str, Any], unit: int, span: Span, value: dict[str, Any]
+    control: Control, data: dict[str, Any], passage: int, span: Span, value: dict[str, Any]
 ) -> None:
-    found = regions.units(control, data)
-    (region,) = regions.render(control, found, [[span] if i == unit else [] for i in range(len(found))])
+    found = regions.passages(control, data)
+    (region,) = regions.render(control, found, [[span] if i == passage else [] for i in range(len(found))])
     region_id = region.pop("id")
     assert re.fullmatch(r"[0-9a-f]{10}", region_id)
     assert region == {"from_name": "label", "to_name": "text", "type": control.type, "value": value, "score": 0.5}
 
 
 def test_region_ids_are_fresh() -> None:
-    units = regions.units(TEXT, {"text": "Bob Bob"})
-    spans = [[Span(0, 3, "person", 1.0), Span(4, 7, "person", 1.0)]]
-    ids = [region["id"] for _ in range(3) for region in regions.render(TEXT, units, spans)]
+    passages = regions.passages(TEXT, {"text": "Bob Bob"})
+    spans = [[Span(0, 3, "Person", 1.0), Span(4, 7, "Person", 1.0)]]
+    ids = [region["id"] for _ in range(3) for region in regions.render(TEXT, passages, spans)]
     assert len(set(ids)) == 6
 
 
 @pytest.mark.parametrize("score", [1.0000001, -1e-9, 0.25])
 def test_scores_stay_within_what_label_studio_accepts(score: float) -> None:
-    (region,) = regions.render(TEXT, [TextUnit("Bob")], [[Span(0, 3, "person", score)]])
+    (region,) = regions.render(TEXT, [Passage("Bob")], [[Span(0, 3, "Person", score)]])
     assert region["score"] == pytest.approx(score, abs=1e-6)
     assert 0 <= region["score"] <= 1
 
 
-@pytest.mark.parametrize("span", [Span(0, 4, "person", 1.0), Span(-1, 2, "person", 1.0), Span(2, 2, "person", 1.0)])
+@pytest.mark.parametrize("span", [Span(0, 4, "Person", 1.0), Span(-1, 2, "Person", 1.0), Span(2, 2, "Person", 1.0)])
 def test_bounds_are_checked_by_us(span: Span) -> None:
     with pytest.raises(AssertionError):
-        regions.render(TEXT, [TextUnit("Bob")], [[span]])
+        regions.render(TEXT, [Passage("Bob")], [[span]])
 
 
 PIECES = [
@@ -364,7 +363,7 @@ def spans_in(draw: st.DrawFn, text: str) -> list[Span]:
     for _ in range(draw(st.integers(0, 4)) if text else 0):
         start = draw(st.integers(0, len(text) - 1))
         end = draw(st.integers(start + 1, len(text)))
-        spans.append(Span(start, end, draw(st.sampled_from(["person", "geopolitical entity"])), 1.0))
+        spans.append(Span(start, end, draw(st.sampled_from(["Person", "place"])), 1.0))
     return spans
 
 
@@ -379,36 +378,36 @@ def test_parse_inverts_render(tag: str, labelled: str, data: st.DataObject) -> N
         value = "<p>" + html.escape(texts[0]) + "</p>"
     elif labelled == "Paragraphs":
         value = [{"author": "A", "text": text} for text in texts]
-    units = regions.units(control, {"text": value})
-    spans = tuple(tuple(data.draw(spans_in(unit.text))) for unit in units)
+    passages = regions.passages(control, {"text": value})
+    spans = tuple(tuple(data.draw(spans_in(passage.text))) for passage in passages)
 
-    rendered = json.loads(json.dumps(regions.render(control, units, spans)))
+    rendered = json.loads(json.dumps(regions.render(control, passages, spans)))
 
-    assert regions.parse(control, units, rendered) == regions.ParsedRegions(spans, ())
+    assert regions.parse(control, passages, rendered) == regions.ParsedRegions(spans, ())
     assert LabelInterface(config).validate_prediction({"result": rendered, "score": 0.5}, return_errors=True) == []
-    placed = [(unit, span) for unit, of_unit in zip(units, spans, strict=True) for span in of_unit]
-    for region, (unit, span) in zip(rendered, placed, strict=True):
-        assert region["value"]["text"] == unit.text[span.start : span.end]
+    placed = [(passage, span) for passage, of_passage in zip(passages, spans, strict=True) for span in of_passage]
+    for region, (passage, span) in zip(rendered, placed, strict=True):
+        assert region["value"]["text"] == passage.text[span.start : span.end]
         if labelled == "Paragraphs":
-            utf16 = unit.text.encode("utf-16-le")
+            utf16 = passage.text.encode("utf-16-le")
             start, end = region["value"]["startOffset"], region["value"]["endOffset"]
-            assert utf16[2 * start : 2 * end].decode("utf-16-le") == unit.text[span.start : span.end]
+            assert utf16[2 * start : 2 * end].decode("utf-16-le") == passage.text[span.start : span.end]
 
 
 @given(TEXTS)
 def test_text_of_escaped_html_is_the_text(text: str) -> None:
     drawn = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    assert unit_of_html(f"<p>{html.escape(text)}</p>", inline=True).text == drawn
-    assert unit_of_html(f"<p>{html.escape(text)}</p>", inline=False).text == drawn
+    assert passage_of_html(f"<p>{html.escape(text)}</p>", inline=True).text == drawn
+    assert passage_of_html(f"<p>{html.escape(text)}</p>", inline=False).text == drawn
 
 
 @given(st.text())
 def test_any_string_is_drawn_and_can_be_encoded(text: str) -> None:
     for control in (TEXT, HYPERTEXT):
         text_drawn(control, {"text": text}).encode()
-    (unit,) = regions.units(PARAGRAPHS, {"text": [{"text": text}]})
-    unit.text.encode()
-    assert len(unit.text) == len(text)
+    (passage,) = regions.passages(PARAGRAPHS, {"text": [{"text": text}]})
+    passage.text.encode()
+    assert len(passage.text) == len(text)
 
 
 def region(control: Control, **value: Any) -> dict[str, Any]:
@@ -423,10 +422,10 @@ def region(control: Control, **value: Any) -> dict[str, Any]:
 
 
 def test_hypertext_as_annotators_make_it() -> None:
-    units = regions.units(HYPERTEXT, {"text": "<p>a <b>Bob</b> went</p>😀 to <i>Rome</i>"})
+    passages = regions.passages(HYPERTEXT, {"text": "<p>a <b>Bob</b> went</p>😀 to <i>Rome</i>"})
     found = regions.parse(
         HYPERTEXT,
-        units,
+        passages,
         [
             region(
                 HYPERTEXT,
@@ -442,39 +441,39 @@ def test_hypertext_as_annotators_make_it() -> None:
         ],
     )
     assert found.problems == ()
-    assert found.spans == ((Span(15, 19, "geopolitical entity", 1.0), Span(2, 5, "person", 1.0)),)
+    assert found.spans == ((Span(15, 19, "place", 1.0), Span(2, 5, "Person", 1.0)),)
 
 
 def test_texts_of_regions_are_not_trusted() -> None:
-    found = regions.parse(TEXT, [TextUnit("a  Bob\nBob")], [region(TEXT, start=7, end=10, text="nothing like it")])
-    assert found.spans == ((Span(7, 10, "person", 1.0),),)
+    found = regions.parse(TEXT, [Passage("a  Bob\nBob")], [region(TEXT, start=7, end=10, text="nothing like it")])
+    assert found.spans == ((Span(7, 10, "Person", 1.0),),)
 
 
 def test_a_region_over_several_phrases_is_split() -> None:
-    units = [TextUnit("one Here", 0), TextUnit("", 1), TextUnit("mid", 2), TextUnit("😀 two", 3)]
+    passages = [Passage("one Here"), Passage(""), Passage("mid"), Passage("😀 two")]
     whole = region(PARAGRAPHS, start="0", end="3", startOffset=4, endOffset=2)
-    found = regions.parse(PARAGRAPHS, units, [whole])
+    found = regions.parse(PARAGRAPHS, passages, [whole])
     assert found == regions.ParsedRegions(
         (
-            (Span(4, 8, "person", 1.0),),
+            (Span(4, 8, "Person", 1.0),),
             (),
-            (Span(0, 3, "person", 1.0),),
-            (Span(0, 1, "person", 1.0),),
+            (Span(0, 3, "Person", 1.0),),
+            (Span(0, 1, "Person", 1.0),),
         ),
         (),
     )
 
 
 def test_a_region_with_several_labels_gives_a_span_for_each_known_one() -> None:
-    found = regions.parse(TEXT, [TextUnit("Bob")], [region(TEXT, start=0, end=3, labels=["Person", "Old", "place"])])
-    assert found.spans == ((Span(0, 3, "person", 1.0), Span(0, 3, "geopolitical entity", 1.0)),)
+    found = regions.parse(TEXT, [Passage("Bob")], [region(TEXT, start=0, end=3, labels=["Person", "Old", "place"])])
+    assert found.spans == ((Span(0, 3, "Person", 1.0), Span(0, 3, "place", 1.0)),)
     assert found.problems == (Problem("r1", "unknown_label", "'Old' is no label of 'label'"),)
 
 
-UNITS = {
-    "labels": [TextUnit("😀 Bob")],
-    "hypertextlabels": [TextUnit("Bob")],
-    "paragraphlabels": [TextUnit("😀 Bob", 0)],
+PASSAGES = {
+    "labels": [Passage("😀 Bob")],
+    "hypertextlabels": [Passage("Bob")],
+    "paragraphlabels": [Passage("😀 Bob")],
 }
 
 
@@ -508,7 +507,7 @@ UNITS = {
     ],
 )
 def test_what_gives_no_span_is_reported(control: Control, given_region: Any, kind: str) -> None:
-    found = regions.parse(control, UNITS[control.type], [given_region])
+    found = regions.parse(control, PASSAGES[control.type], [given_region])
     assert found.spans == ((),)
     assert [problem.kind for problem in found.problems] == [kind]
 
@@ -531,18 +530,20 @@ JSON = st.recursive(
 )
 def test_no_region_can_raise(control: Control, value: dict[str, Any]) -> None:
     found = regions.parse(
-        control, UNITS[control.type], [region(control, **value), value, region(control) | {"id": None}]
+        control, PASSAGES[control.type], [region(control, **value), value, region(control) | {"id": None}]
     )
     for span in found.spans[0]:
-        assert 0 <= span.start < span.end <= len(UNITS[control.type][0].text)
+        assert 0 <= span.start < span.end <= len(PASSAGES[control.type][0].text)
 
 
 def test_blocks_break_words_where_no_white_space_does() -> None:
-    unit = unit_of_html("<table><tr><td>Ivan <b>Pet</b>rov</td><td>Plovdiv</td></tr></table><p>Paris</p>", inline=True)
-    assert unit.text == "Ivan PetrovPlovdivParis"
-    assert unit.breaks == (11, 18)
-    assert [word.text for word in segment.words(unit.text, unit.breaks)] == ["Ivan", "Petrov", "Plovdiv", "Paris"]
+    passage = passage_of_html(
+        "<table><tr><td>Ivan <b>Pet</b>rov</td><td>Plovdiv</td></tr></table><p>Paris</p>", inline=True
+    )
+    assert passage.text == "Ivan PetrovPlovdivParis"
+    assert passage.breaks == (11, 18)
+    assert [word.text for word in segment.words(passage.text, passage.breaks)] == ["Ivan", "Petrov", "Plovdiv", "Paris"]
 
 
 def test_inline_elements_do_not_break() -> None:
-    assert unit_of_html("<p>un<em>believ</em>able<br>news</p>", inline=False).breaks == ()
+    assert passage_of_html("<p>un<em>believ</em>able<br>news</p>", inline=False).breaks == ()

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import redis
 import torch
-from flask import Flask
 from flask.testing import FlaskClient
 from torch import nn
 
@@ -21,7 +20,6 @@ from backend.app import Services, build, create_app
 from backend.engine import checkpoint as checkpoints
 from backend.engine.adapters import Adapters, AdapterSettings
 from backend.errors import ModelNotReady
-from backend.labelstudio.routes import create_routes
 from backend.learning.registry import VersionInfo
 from backend.serving.predictor import Predictor
 from backend.settings import Settings
@@ -517,11 +515,9 @@ def test_get_job_status_without_a_job(client: FlaskClient) -> None:
 
 
 def test_a_syncing_backend_trains_on_what_it_may_find_in_label_studio(services: Services, valkey_url: str) -> None:  # noqa: ARG001
-    app = Flask("syncing")
-    names = ("predictor", "batcher", "cache", "metrics", "device", "served", "registry", "examples", "training")
-    given: Any = {name: getattr(services, name) for name in names}
-    app.register_blueprint(create_routes(**given, auth=None, deadline_s=1.0, syncs=True))
-    assert post(app.test_client(), "/webhook", event("START_TRAINING"), 201)["job"]
+    reachable = {"label_studio_url": "http://localhost:8080", "label_studio_api_key": "key"}
+    syncing = dataclasses.replace(services, settings=services.settings.model_copy(update=reachable))
+    assert post(client_of(syncing), "/webhook", event("START_TRAINING"), 201)["job"]
 
 
 def test_enough_annotations_are_trained_on_unasked(client: FlaskClient) -> None:
@@ -750,7 +746,7 @@ def test_with_basic_auth_everything_but_health_asks_for_it(services: Services) -
     assert status("/health", "GET", None) == 200
     for rule in app.url_map.iter_rules():
         for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}:
-            if rule.endpoint in ("static", "backend.health"):
+            if rule.endpoint in ("static", "backend.status.health"):
                 continue
             for wrong in (None, "", "ada", "ada:", "ada:wrong", ":pä:ss", "bob:pä:ss"):
                 assert status(rule.rule, method, wrong) == 401, (rule.rule, wrong)

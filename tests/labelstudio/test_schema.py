@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import InvalidLabelConfig
-from backend.labelstudio.schema import MAX_CONFIG_CHARS, Control, LabelSchema, PromptLabel, parse, readable
+from backend.labelstudio.schema import MAX_CONFIG_CHARS, Control, LabelSchema, parse, readable
+from backend.ner.labels import PromptLabels
 
 TEXT = '<Text name="text" value="$text"/>'
 LABELS = '<Labels name="label" toName="text"><Label value="Person"/><Label value="Place"/></Labels>'
@@ -16,9 +17,9 @@ def view(*tags: str) -> str:
 
 
 def labels_of(*labels: str) -> list[tuple[str, str]]:
-    """(name, value) of each prompt label of one control with these <Label> tags."""
+    """(prompt words, stored label) of each label of one control with these <Label> tags."""
     (control,) = parse(view(TEXT, '<Labels name="label" toName="text">', *labels, "</Labels>")).controls
-    return [(label.name, label.value) for label in control.prompt_labels]
+    return [(entry.words, entry.label) for entry in control.labels.entries]
 
 
 def test_control_of_a_plain_config() -> None:
@@ -31,10 +32,10 @@ def test_control_of_a_plain_config() -> None:
             object_type="Text",
             task_key="$text",
             smart=False,
-            prompt_labels=(PromptLabel("person", "Person"), PromptLabel("place", "Place")),
+            labels=PromptLabels.of([("person", "Person"), ("place", "Place")]),
         ),
     )
-    assert schema.controls[0].label_names == ("person", "place")
+    assert schema.controls[0].labels.words == ("person", "place")
     assert schema.label_values == ("Person", "Place")
 
 
@@ -80,7 +81,7 @@ def test_several_controls_and_objects_each_with_its_own_labels() -> None:
             '<Labels name="where" toName="text"><Label value="Place"/></Labels>',
         )
     ).controls
-    assert [(c.name, c.object_name, c.label_names) for c in controls] == [
+    assert [(c.name, c.object_name, c.labels.words) for c in controls] == [
         ("who", "text", ("person",)),
         ("who", "title", ("person",)),
         ("where", "text", ("place",)),
@@ -101,7 +102,7 @@ def test_other_controls_are_ignored_and_nested_tags_do_not_disturb() -> None:
             '<View><Label value="Person"/><Choice value="no label"/></View></Labels>',
         )
     )
-    assert [(c.name, c.label_names) for c in schema.controls] == [("label", ("person",))]
+    assert [(c.name, c.labels.words) for c in schema.controls] == [("label", ("person",))]
 
 
 @pytest.mark.parametrize(
@@ -163,9 +164,9 @@ def test_names_and_values_of_a_control() -> None:
             '<Label value="Z" alias="z" predicted_values="person,human"/></Labels>',
         )
     ).controls
-    assert control.value_of("human") == "z"
-    assert control.name_of("z") == "person"
-    assert control.name_of("Z") is None
+    assert control.labels.label_of("human") == "z"
+    assert control.labels.words_of("z") == "person"
+    assert control.labels.words_of("Z") is None
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1), min_size=1))
@@ -248,3 +249,14 @@ def test_digest_is_blind_to_looks(config: str) -> None:
 def test_digest_changes_with_what_predictions_depend_on(config: str) -> None:
     assert digest_of(config) != digest_of(view(LABELS, TEXT))
     assert digest_of(config) == digest_of(config)
+
+
+def test_the_digest_of_a_config_is_the_one_that_projects_have_stored() -> None:
+    config = view(
+        '<HyperText name="page" value="$html" inline="true" encoding="base64unicode"/>',
+        TEXT,
+        '<Labels name="a" toName="page" smart="true"><Label value="PER" alias="p"/>'
+        '<Label value="Z" predicted_values="person, human being"/></Labels>',
+        '<Labels name="label" toName="text"><Label value="Person"/></Labels>',
+    )
+    assert parse(config).digest == "809743b3fc464a37f5411f921ec3641f"

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from backend.errors import InvalidLabelConfig, LabelStudioUnavailable, UnknownProject
-from backend.labelstudio import annotations, wire
+from backend.labelstudio import annotations, schema, wire
 from backend.labelstudio.sync import Reconciled, reconcile
 from backend.learning.example_store import ExampleStore
 
@@ -21,10 +21,9 @@ def item(annotation_id: int, task_id: int = 10, at_us: int = 100, **fields: Any)
         "result": (),
         "was_cancelled": False,
         "ground_truth": False,
-        "completed_by": 1,
         "prediction": {},
     }
-    annotation = wire.Annotation(id=annotation_id, task_id=task_id, updated_at_us=at_us, **(known | fields))
+    annotation = wire.AnnotationPayload(id=annotation_id, task_id=task_id, updated_at_us=at_us, **(known | fields))
     return wire.AnnotatedTask(annotation, wire.Task(task_id, {"text": f"Text {task_id}"}))
 
 
@@ -37,10 +36,10 @@ class FakeSource:
     not_listed: set[int] = field(default_factory=set)  # annotations that are there, on a page that was missed
     meanwhile: Callable[[], object] = lambda: None
 
-    def project(self, project_id: int) -> wire.Project:
+    def project(self, project_id: int) -> wire.ProjectPayload:
         if project_id != 2:
             raise UnknownProject(f"no project {project_id}")
-        return wire.Project(2, KEY, "News", self.label_config, "", 0)
+        return wire.ProjectPayload(2, KEY, "News", self.label_config, 0)
 
     def annotated_tasks(self, project_id: int) -> Iterator[wire.AnnotatedTask]:
         assert project_id == 2
@@ -84,8 +83,8 @@ def test_a_newer_save_than_the_listed_one_stays(store: ExampleStore) -> None:
 
 
 def test_an_annotation_that_arrives_meanwhile_is_not_removed(store: ExampleStore) -> None:
-    schema = annotations.schema_of(CONFIG)
-    source = FakeSource([item(1)], meanwhile=lambda: store.put(KEY, [annotations.annotation_of(item(2), schema)]))
+    parsed = schema.parse(CONFIG)
+    source = FakeSource([item(1)], meanwhile=lambda: store.put(KEY, [annotations.annotation_of(item(2), parsed)]))
     assert reconcile(source, store, 2).removed == 0
     assert ids(store) == [1, 2]
 

@@ -1,0 +1,46 @@
+"""/webhook: what Label Studio reports about a project."""
+
+from dataclasses import asdict
+
+from flask import Blueprint
+from flask.typing import ResponseReturnValue
+
+from backend.labelstudio import wire
+from backend.labelstudio.events import Changed, Events
+from backend.labelstudio.routes.access import json_body
+
+
+def webhook_routes(events: Events) -> Blueprint:
+    """One endpoint for all events."""
+    routes = Blueprint("webhooks", __name__)
+
+    @routes.post("/webhook")
+    def webhook() -> ResponseReturnValue:
+        return _answer(wire.parse_webhook(json_body()), events)
+
+    return routes
+
+
+def _answer(event: wire.WebhookEvent, events: Events) -> ResponseReturnValue:
+    match event:
+        case wire.AnnotationsSaved():
+            return _stored(event.action, events.save_annotations(event))
+        case wire.AnnotationsDeleted():
+            return _stored(event.action, events.delete_annotations(event))
+        case wire.TasksDeleted():
+            return _stored(event.action, events.delete_tasks(event))
+        case wire.TasksCreated():
+            events.predict_ahead(event)
+            return {"action": event.action, "status": "queued"}, 202
+        case wire.ProjectUpdated():
+            remapping = events.update_project(event)
+            return {"action": event.action, "status": "stored", "examples": asdict(remapping)}
+        case wire.TrainingStarted():
+            return {"action": event.action, "status": "queued", "job": events.start_training(event)}, 201
+        case wire.Ignored():
+            return {"action": event.action, "status": "ignored"}
+
+
+def _stored(action: str, changed: Changed) -> ResponseReturnValue:
+    answer = {"action": action, "status": "stored", "changed": changed.annotations}
+    return answer if changed.job is None else {**answer, "job": changed.job}

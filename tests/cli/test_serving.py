@@ -1,0 +1,138 @@
+"""serve and worker as a person uses them."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from backend.settings import Settings, flag, variable
+from tests.support.command_line import run
+from tests.support.processes import Server, free_port, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+# Two processes import torch, on a machine that may do other things too.
+START_S = 90
+
+
+def test_help_of_serve_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "serve", "--help")
+    assert status == 0
+    words = " ".join(out.split())
+    for name, field in Settings.model_fields.items():
+        assert f"{flag(name)} {variable(name)}" in words
+        assert re.sub(r"\W", "", str(field.description)) in re.sub(r"\W", "", words), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--port", "0"], "PORT='0' (--port)"),
+        (["--redis-url", "localhost"], "REDIS_URL='localhost' (--redis-url)"),
+        (["--decoding", "fast"], "GNER_DECODING='fast' (--decoding)"),
+        (["--basic-auth-user", "ada"], "BASIC_AUTH_PASS"),
+        (["--model", "no-such-model"], "'no-such-model'"),
+        (["--model", "/no/such/folder"], "'/no/such/folder'"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_a_sentence_that_names_it(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    status, out, err = run(capsys, "serve", *arguments)
+    assert status == 2
+    assert named in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_wrong_device_is_refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["serve", "--model", str(checkpoint), "--model-dir", str(tmp_path), "--device", "cuda:99"]
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert "GNER_DEVICE='cuda:99'" in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_dir_that_cannot_be_one_is_refused(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    status, _, err = run(capsys, "serve", "--model", str(checkpoint), "--model-dir", str(tmp_path / "file"))
+    assert status == 2
+    assert "MODEL_DIR" in err
+    assert str(tmp_path / "file") in err
+
+
+@pytest.fixture
+def serving(checkpoint: Path, tmp_path: Path) -> Iterator[tuple[Server, list[str], str]]:
+    """`gner-backend serve`, its command and its URL; killed at the end if it still runs."""
+    port = free_port()
+    command = [sys.executable, "-m", "backend.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--model", str(checkpoint), "--model-dir", str(tmp_path / "data")]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    server = Server(command, environment, tmp_path / "serve.log")
+    try:
+        yield server, command, f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+
+
+def state(url: str) -> str | None:
+    try:
+        answer: str = requests.get(f"{url}/health", timeout=5).json()["state"]
+    except requests.ConnectionError:
+        return None
+    return answer
+
+
+def workers_of(server: Server) -> list[psutil.Process]:
+    return [process for process in server.descendants() if process.cmdline()[-1:] == ["worker"]]
+
+
+def test_serve_starts_holds_its_folder_and_ends_with_ctrl_c_leaving_nothing(
+    serving: tuple[Server, list[str], str], checkpoint: Path
+) -> None:
+    server, command, url = serving
+    server.wait_until("the model is ready", lambda: state(url) == "ready", START_S)
+    banner = server.log_tail()
+    for said in (url.rpartition(":")[2], str(checkpoint.name), "embedded Valkey", "--model", "Ctrl-C"):
+        assert said in banner
+
+    second = subprocess.run(
+        [*command, "--port", str(free_port())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START_S,
+    )
+    assert second.returncode == 2
+    assert "in use by another backend" in second.stderr
+    assert "--model-dir" in second.stderr
+    assert state(url) == "ready", "the first goes on"
+
+    assert len(server.descendants()) >= 4, "serve, the web process, the worker, the store"
+    assert "after 20 changed annotations" in banner
+    [worker] = workers_of(server)
+    worker.kill()
+    server.wait_until("another worker", lambda: set(workers_of(server)) - {worker}, START_S)
+    assert state(url) == "ready"
+    assert server.interrupt() == 0, server.log_tail()
+    wait_until("the last process to end", lambda: not server.descendants(), timeout_s=10)
+    assert "Traceback" not in server.log_tail()
+
+
+def test_a_worker_needs_a_backend_or_a_store(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in Settings.model_fields:  # the command writes its settings there, for its children
+        monkeypatch.setenv(variable(name), "")
+    status, _, err = run(capsys, "worker", "--model-dir", str(tmp_path))
+    assert status == 2
+    assert str(tmp_path) in err
+    assert "REDIS_URL" in err
