@@ -23,6 +23,8 @@ from backend.learning.finetune import Outcome, Progress
 from backend.learning.jobs import TrainingQueue
 from backend.learning.lease import Abandoned, Run
 from backend.learning.registry import Registry
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 from backend.settings import Settings
 from tests.support.processes import Server, wait_until
 from tests.support.running import save_checkpoint
@@ -53,9 +55,11 @@ def examples(valkey: redis.Redis) -> ExampleStore:
 
 
 def fill(examples: ExampleStore, number: int, first: int = 1) -> None:
-    labels = ControlLabels("label", (("person", "Person"),))
+    labels = ControlLabels("label", PromptLabels.of([("person", "Person")]))
     examples.save_project(Project(PROJECT, 5, "p", "digest", (labels,)))
-    text = AnnotatedText("label", "Marie Curie worked", (), ("Person",), (LabelledSpan(0, 11, "Person", "manual"),))
+    text = AnnotatedText(
+        "label", Passage("Marie Curie worked"), ("Person",), (LabelledSpan(0, 11, "Person", "manual"),)
+    )
     annotations = [
         Annotation(index, index, 1, True, False, (text,), None, (), {}) for index in range(first, first + number)
     ]

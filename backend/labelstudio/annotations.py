@@ -9,6 +9,8 @@ from backend.labelstudio import regions, schema, wire
 from backend.labelstudio.regions import TextUnit
 from backend.labelstudio.schema import Control, LabelSchema
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 
 _ORIGINS = frozenset({"prediction", "prediction-changed", "manual"})
 _MAX_CONFIGS = 64
@@ -71,7 +73,7 @@ def _project(key: str, project_id: int, label_config: str, title: str, updated_a
         title=title,
         config_digest=parsed.digest,
         controls=tuple(
-            ControlLabels(name, tuple((label.name, label.value) for label in control.prompt_labels))
+            ControlLabels(name, PromptLabels.of((label.name, label.value) for label in control.prompt_labels))
             for name, control in controls.items()
         ),
         updated_at_us=updated_at_us,
@@ -105,7 +107,7 @@ def _labelled(
                 ]
         labels = tuple(dict.fromkeys(values.values()))
         texts += [
-            AnnotatedText(control.name, unit.text, unit.breaks, labels, tuple(of_unit))
+            AnnotatedText(control.name, Passage(unit.text, unit.breaks), labels, tuple(of_unit))
             for unit, of_unit in zip(of_control, spans, strict=True)
         ]
     if num_claimed < len(found):

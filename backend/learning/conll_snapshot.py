@@ -10,6 +10,8 @@ from backend.learning.annotations import AnnotatedText, Annotation, ControlLabel
 from backend.learning.examples import Snapshot, examples_of
 from backend.ner import bio, conll
 from backend.ner.bio import Sentence
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 
 _CONTROL = "label"
 
@@ -30,7 +32,7 @@ def snapshot_of(sentences: Sequence[Sentence], labels: tuple[str, ...], project:
         id=int(project.partition(".")[0]),
         title=title,
         config_digest=hashlib.sha256("\n".join(labels).encode()).hexdigest(),
-        controls=(ControlLabels(_CONTROL, tuple((label, label) for label in labels)),),
+        controls=(ControlLabels(_CONTROL, PromptLabels.of((label, label) for label in labels)),),
     )
     annotations = [_annotation(number, sentence, labels) for number, sentence in enumerate(sentences, start=1)]
     examples, remapping = examples_of(known, annotations)
@@ -50,7 +52,7 @@ def _annotation(number: int, sentence: Sentence, labels: tuple[str, ...]) -> Ann
         updated_at_us=0,
         accepted=True,
         ground_truth=False,
-        texts=(AnnotatedText(_CONTROL, text, (), labels, spans),),
+        texts=(AnnotatedText(_CONTROL, Passage(text), labels, spans),),
         predicted_version=None,
         predicted=(),
         dropped={},

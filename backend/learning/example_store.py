@@ -20,6 +20,8 @@ from backend import store
 from backend.errors import UnknownProject
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 from backend.learning.examples import Snapshot, examples_of
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 
 MAX_UNLABELLED_TASKS = 300
 
@@ -182,7 +184,10 @@ class ExampleStore:
 
         One that is older than what is known is ignored, one without a date never is; an empty title erases none.
         """
-        controls = [[control.control, control.names] for control in project.controls]
+        controls = [
+            [control.control, [[entry.words, entry.label] for entry in control.labels.entries]]
+            for control in project.controls
+        ]
         self._run(
             self._save_project,
             [_key(project.key, "project"), _PROJECTS],
@@ -391,8 +396,8 @@ def _project_of(key: str, fields: Mapping[bytes, bytes]) -> Project | None:
         title=values.get("title", ""),
         config_digest=values["config_digest"],
         controls=tuple(
-            ControlLabels(control, tuple((name, label) for name, label in names))
-            for control, names in values["controls"]
+            ControlLabels(control, PromptLabels.of((words, label) for words, label in entries))
+            for control, entries in values["controls"]
         ),
         updated_at_us=values["updated_at_us"],
     )
@@ -440,12 +445,12 @@ def _annotation_of(value: Mapping[str, Any]) -> Annotation:
 
 
 def _texts_json(texts: Sequence[AnnotatedText]) -> list[Any]:
-    return [[text.control, text.text, text.breaks, text.labels, _spans_json(text)] for text in texts]
+    return [[text.control, text.passage.text, text.passage.breaks, text.labels, _spans_json(text)] for text in texts]
 
 
 def _texts_of(values: Sequence[Any]) -> tuple[AnnotatedText, ...]:
     return tuple(
-        AnnotatedText(control, text, tuple(breaks), tuple(labels), _spans_of(spans))
+        AnnotatedText(control, Passage(text, tuple(breaks)), tuple(labels), _spans_of(spans))
         for control, text, breaks, labels, spans in values
     )
 

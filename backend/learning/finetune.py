@@ -45,7 +45,6 @@ from backend.learning.guard import halves, read_guard
 from backend.learning.lessons import (
     Lesson,
     Mentions,
-    Text,
     batches,
     folds,
     lessons_of,
@@ -162,9 +161,6 @@ def train(
 
 def _ids(examples: Iterable[Example]) -> tuple[tuple[int, int], ...]:
     return tuple((example.task_id, example.annotation_id) for example in examples)
-
-
-Asked = tuple[tuple[str, ...], Text]  # the labels, and the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,23 +323,21 @@ class _Course:
         return [
             lesson
             for text in example.texts
-            for lesson in lessons_of(self._loaded.codec, text.labels, text.text, text.breaks, text.spans, weight)
+            for lesson in lessons_of(self._loaded.codec, text.question, text.spans, weight)
         ]
 
     def _replay(self, unlabelled: Sequence[AnnotatedText]) -> _Replay:
         """What the base model, which is in force, is to go on saying."""
         codec, weight = self._loaded.codec, self._settings.replay_weight
         guard = [
-            lesson
-            for text in self._guard.training
-            for lesson in lessons_of(codec, text.labels, text.text, text.breaks, text.spans, weight)
+            lesson for text in self._guard.training for lesson in lessons_of(codec, text.question, text.spans, weight)
         ]
         asked = [*self._asked_of_project(unlabelled), *self._asked_of_guard(guard)]
         said = self._answer_all(asked)
         lessons = [
             lesson
-            for (labels, text), spans in zip(asked, said, strict=True)
-            for lesson in lessons_of(codec, labels, text.text, text.breaks, spans, weight)
+            for question, spans in zip(asked, said, strict=True)
+            for lesson in lessons_of(codec, question, spans, weight)
         ]
         return _Replay(
             tuple(self._softened(guard)),
@@ -358,18 +352,21 @@ class _Course:
             softened += soften(self._loaded.family, taught)
         return softened
 
-    def _asked_of_project(self, unlabelled: Sequence[AnnotatedText]) -> list[Asked]:
+    def _asked_of_project(self, unlabelled: Sequence[AnnotatedText]) -> list[Question]:
         """The project's texts, each with one of the guard set's label sets."""
         own = {label.casefold() for example in self.train for text in example.texts for label in text.labels}
         sets = [_other_labels(sentence.labels, own) for sentence in self._guard.training]
         sets = [labels for labels in sets if labels]
-        texts: list[Text] = [*unlabelled, *(text for example in self.train for text in example.texts)]
+        passages = [
+            *(text.passage for text in unlabelled),
+            *(text.passage for example in self.train for text in example.texts),
+        ]
         if not sets:
             return []
-        texts = self._rng.sample(texts, min(len(texts), self._settings.max_replay_texts))
-        return [(self._rng.choice(sets), text) for text in texts]
+        passages = self._rng.sample(passages, min(len(passages), self._settings.max_replay_texts))
+        return [Question(passage, self._rng.choice(sets)) for passage in passages]
 
-    def _asked_of_guard(self, lessons: Sequence[Lesson]) -> list[Asked]:
+    def _asked_of_guard(self, lessons: Sequence[Lesson]) -> list[Question]:
         """The guard sentences with each other's entities: like them, but there are more."""
         mentions = {
             labels: mentions_by_label(lesson for lesson in lessons if lesson.labels == labels)
@@ -377,7 +374,7 @@ class _Course:
         }
         varied = [swapped(lesson, mentions[lesson.labels], 1.0, self._rng) for lesson in lessons]
         return [
-            (lesson.labels, LabelledText(" ".join(lesson.words), (), lesson.labels, ()))
+            Question(Passage(" ".join(lesson.words)), lesson.labels)
             for lesson in varied
             if self._loaded.codec.fits(lesson.labels, lesson.words)
         ]
@@ -439,12 +436,11 @@ class _Course:
         return [tuple(next(texts) for _ in example.texts) for example in examples]
 
     def _answer_texts(self, texts: Sequence[LabelledText]) -> list[tuple[Span, ...]]:
-        return self._answer_all([(text.labels, text) for text in texts])
+        return self._answer_all([text.question for text in texts])
 
-    def _answer_all(self, asked: Sequence[Asked]) -> list[tuple[Span, ...]]:
+    def _answer_all(self, asked: Sequence[Question]) -> list[tuple[Span, ...]]:
         done: dict[int, tuple[Span, ...]] = {}
-        questions = [Question(Passage(text.text, text.breaks), labels) for labels, text in asked]
-        for some in Tagger.of(self._loaded).answer(questions):
+        for some in Tagger.of(self._loaded).answer(asked):
             done |= some
             self._report()
         return [done[index] for index in range(len(asked))]

@@ -18,7 +18,7 @@ from backend.errors import CorpusError
 from backend.learning.examples import LabelledText
 from backend.ner import segment
 from backend.ner.bio import OUTSIDE
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Span
 
 GUARD = Path(__file__).with_name("guard.txt")
 
@@ -35,7 +35,7 @@ class Guard:
 
 def halves(sentences: Sequence[LabelledText]) -> Guard:
     """Each sentence on the side that its text's hash says, so that more sentences move none to the other side."""
-    gate = [hashlib.sha256(sentence.text.encode()).digest()[0] % 2 == 1 for sentence in sentences]
+    gate = [hashlib.sha256(sentence.passage.text.encode()).digest()[0] % 2 == 1 for sentence in sentences]
     return Guard(
         tuple(sentence for sentence, is_gate in zip(sentences, gate, strict=True) if not is_gate),
         tuple(sentence for sentence, is_gate in zip(sentences, gate, strict=True) if is_gate),
@@ -61,9 +61,10 @@ def read_guard(path: Path = GUARD) -> tuple[LabelledText, ...]:
             sentence = _sentence(line, labels)
         except ValueError as error:
             raise CorpusError(f"{path}, line {number}: {error}") from error
-        if sentence.text in first_line_of:
-            raise CorpusError(f"{path}, line {number}: the sentence of line {first_line_of[sentence.text]} again")
-        first_line_of[sentence.text] = number
+        text = sentence.passage.text
+        if text in first_line_of:
+            raise CorpusError(f"{path}, line {number}: the sentence of line {first_line_of[text]} again")
+        first_line_of[text] = number
         sentences.append(sentence)
     if not sentences:
         raise CorpusError(f"{path} holds no sentence")
@@ -86,7 +87,7 @@ def _sentence(line: str, labels: tuple[str, ...]) -> LabelledText:
     for span in spans:
         if span.start not in starts or span.end not in ends:
             raise ValueError(f"the entity {text[span.start : span.end]!r} begins or ends inside a word")
-    return LabelledText(text, (), labels, spans)
+    return LabelledText(Passage(text), labels, spans)
 
 
 def _unmarked(line: str, labels: tuple[str, ...]) -> tuple[str, tuple[Span, ...]]:

@@ -4,25 +4,16 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from backend.engine.codec import Codec
 from backend.learning.examples import Example
 from backend.ner import segment
 from backend.ner.bio import Mention, begun_anew, replace_mentions
-from backend.ner.spans import Span
+from backend.ner.spans import Question, Span
 
 _HELD_OUT = 5  # one task of so many is held out
 _POOL_BATCHES = 6  # batches of like length are cut from so many batches' lessons
-
-
-class Text(Protocol):
-    """A text as the model is asked about it: LabelledText and AnnotatedText both are one."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def breaks(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +57,10 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def lessons_of(
-    codec: Codec,
-    labels: tuple[str, ...],
-    text: str,
-    breaks: Sequence[int],
-    spans: Sequence[Span],
-    weight: float = 1.0,
-) -> list[Lesson]:
+def lessons_of(codec: Codec, question: Question, spans: Sequence[Span], weight: float = 1.0) -> list[Lesson]:
     """One lesson per window; every word is in one, O included. Raises PromptTooLong if the labels leave no room."""
-    words = segment.words(text, breaks)
+    passage, labels = question.passage, question.labels
+    words = segment.words(passage.text, passage.breaks)
     tags = segment.tags_of(spans, words)
     return [
         Lesson(
@@ -84,7 +69,7 @@ def lessons_of(
             begun_anew(tags[window.first_word : window.first_word + len(window.words)]),
             weight,
         )
-        for window in codec.windows(labels, text, words, breaks)
+        for window in codec.windows(labels, passage.text, words, passage.breaks)
     ]
 
 

@@ -20,8 +20,9 @@ from backend.learning.finetune import MIN_HELD_OUT, Outcome, Progress, TrainingS
 from backend.learning.lessons import is_held_out, lessons_of
 from backend.learning.registry import VersionInfo
 from backend.learning.targets import encode, losses
+from backend.ner.labels import PromptLabels
 from backend.ner.prompt import PromptFormat
-from backend.ner.spans import Passage, Question, Span
+from backend.ner.spans import Passage, Span
 from tests.learning.test_targets import with_head
 from tests.support import tiny
 
@@ -42,7 +43,7 @@ def text(marked: str) -> LabelledText:
             spans.append(Span(start, start + len(word), label, 1.0))
         words.append(word)
         start += len(word) + 1
-    return LabelledText(" ".join(words), (), LABELS, tuple(spans))
+    return LabelledText(Passage(" ".join(words)), LABELS, tuple(spans))
 
 
 PATTERNS = (
@@ -53,7 +54,7 @@ PATTERNS = (
     "a work of art",
 )
 GUARD = [
-    LabelledText(f"The organization and location {number} : Clooney", (), ("organization", "person"), ())
+    LabelledText(Passage(f"The organization and location {number} : Clooney"), ("organization", "person"), ())
     for number in range(8)
 ]
 
@@ -66,7 +67,7 @@ def loaded(name: str) -> LoadedModel:
 
 
 def snapshot(examples: Iterable[Example], key: str = KEY) -> Snapshot:
-    project = Project(key, 2, "", "", (ControlLabels("label", tuple((label, label) for label in LABELS)),))
+    project = Project(key, 2, "", "", (ControlLabels("label", PromptLabels.of((label, label) for label in LABELS)),))
     return Snapshot(project, tuple(examples), Remapping(0, 0, 0, 0, 0, ()), 0)
 
 
@@ -98,8 +99,7 @@ def run(
 
 
 def answers(model: LoadedModel, of: Snapshot) -> dict[int, tuple[Span, ...]]:
-    texts = [labelled for example in of.examples for labelled in example.texts]
-    questions = [Question(Passage(labelled.text, labelled.breaks), labelled.labels) for labelled in texts]
+    questions = [labelled.question for example in of.examples for labelled in example.texts]
     return {index: spans for some in Tagger.of(model).answer(questions) for index, spans in some.items()}
 
 
@@ -113,7 +113,7 @@ def loss_on(model: LoadedModel, of: Snapshot) -> float:
         encode(model.codec, lesson)
         for example in of.examples
         for labelled in example.texts
-        for lesson in lessons_of(model.codec, labelled.labels, labelled.text, (), labelled.spans)
+        for lesson in lessons_of(model.codec, labelled.question, labelled.spans)
     ]
     with torch.no_grad():
         return losses(model.family, lessons).decisions.item()
@@ -229,7 +229,7 @@ def test_corrections_weigh_more(tmp_path: Path) -> None:
 
 
 def test_other_texts_of_the_project_are_replayed(tmp_path: Path) -> None:
-    other = AnnotatedText("label", "a creative work of George in 2024", (), LABELS, ())
+    other = AnnotatedText("label", Passage("a creative work of George in 2024"), LABELS, ())
     shas = {run(loaded("bert"), project(), tmp_path, unlabelled=more).adapter_sha256 for more in ((), (other,) * 30)}
     assert len(shas) == 2
 
@@ -305,7 +305,7 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
 
 
 def test_guard_sentences_that_a_tokenizer_cannot_write_are_left_out(tmp_path: Path) -> None:
-    odd = LabelledText("x", (), ("中", "文"), ())
+    odd = LabelledText(Passage("x"), ("中", "文"), ())
     model = loaded("bert")
     outcome = train(model, Adapters(model.family), project(), (), None, None, SETTINGS, lambda _: None, tmp_path, [odd])
     assert outcome.verdict.guard.num == 0

@@ -10,7 +10,7 @@ from backend.learning.lessons import Lesson, batches, folds, is_held_out, lesson
 from backend.ner.bio import mentions_by_label
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Question, Span
 from tests.support import tiny
 
 LABELS = ("person", "city")
@@ -29,21 +29,21 @@ def examples(number: int) -> list[Example]:
 
 def test_every_word_is_taught_with_its_tag() -> None:
     spans = [Span(0, 11, "person", 1.0), Span(22, 27, "city", 1.0), Span(29, 34, "person", 1.0)]
-    (lesson,) = lessons_of(codec(), LABELS, TEXT, (), spans, 2.0)
+    (lesson,) = lessons_of(codec(), Question(Passage(TEXT), LABELS), spans, 2.0)
     assert lesson.words == ("Marie", "Curie", "worked", "in", "Paris", ".", "Marie", "worked", ".")
     assert lesson.tags == ("B-person", "I-person", "O", "O", "B-city", "O", "B-person", "O", "O")
     assert (lesson.labels, lesson.weight) == (LABELS, 2.0)
 
 
 def test_a_text_without_words_teaches_nothing() -> None:
-    assert lessons_of(codec(), LABELS, " \n", (), []) == []
+    assert lessons_of(codec(), Question(Passage(" \n"), LABELS), []) == []
 
 
 @pytest.mark.parametrize("tokens", [60, 80, 120])
 def test_a_long_text_is_cut_into_windows_that_begin_legally(tokens: int) -> None:
     text = " ".join(["Marie Curie worked"] * 20)
     span = Span(0, len(text), "person", 1.0)
-    cut = lessons_of(codec(tokens), LABELS, text, (), [span])
+    cut = lessons_of(codec(tokens), Question(Passage(text), LABELS), [span])
     assert len(cut) > 1
     assert not codec(tokens).fits(LABELS, text.split())
     for lesson in cut:
