@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backend import processes
 from backend import settings as settings_module
@@ -351,16 +351,17 @@ def _reachable_store(settings: Settings) -> Iterator[str]:
 def _train(options: argparse.Namespace) -> int:
     from backend import worker
     from backend.learning import conll_snapshot, lease, training
+    from backend.learning.progress import Progress
 
-    def show(progress: dict[str, Any]) -> None:
-        print(lease.describe(progress), flush=True)
+    def show(progress: Progress) -> None:
+        print(progress, flush=True)
 
     worker.stand_back()
     if options.data is not None and options.data.suffix == ".conll":
         settings = _settings(options)
         key = _key_for_file(options)
-        result = training.train_on(
-            settings, conll_snapshot.read_snapshot(options.data, key), lease.Run(key, on_progress=show)
+        result = training.train_version(
+            settings, conll_snapshot.read_snapshot(options.data, key), lease.TrainingRun(key, on_progress=show)
         )
     else:
         with _opened(options) as here:
@@ -369,8 +370,8 @@ def _train(options: argparse.Namespace) -> int:
             key = here.management.project(options.project)
             with lease.training(here.client, key, show) as run:
                 result = worker.train_project(here.settings, here.client, run)
-    print(f"{result['version']}: {'promoted' if result['promoted'] else 'not promoted'}. {result['reason']}")
-    print(f"{_figures(result['scores'])} ({result['seconds']:.0f} s)")
+    print(f"{result.version}: {'promoted' if result.promoted else 'not promoted'}. {result.reason}")
+    print(f"{_figures(result.scores)} ({result.seconds:.0f} s)")
     return 0
 
 

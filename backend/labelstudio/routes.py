@@ -15,13 +15,14 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from backend import management as manage
-from backend.errors import BackendError, InvalidRequest, NotEnoughExamples, StoreUnavailable, Unauthorized
+from backend.errors import BackendError, InvalidRequest, StoreUnavailable, Unauthorized
 from backend.labelstudio import annotations, schema, wire
 from backend.labelstudio.model import GNERModel
 from backend.labelstudio.schema import LabelSchema
 from backend.learning.annotations import Project
 from backend.learning.example_store import MAX_UNLABELLED_TASKS, ExampleStore
-from backend.learning.jobs import MIN_EXAMPLES, TrainingQueue
+from backend.learning.examples import require_examples
+from backend.learning.jobs import TrainingQueue
 from backend.learning.registry import Registry
 from backend.management import Management
 from backend.metrics import Metrics
@@ -186,11 +187,8 @@ def create_routes(
     def _request(project: str) -> str:
         """Raises NotEnoughExamples where it is known before."""
         num_examples = len(examples.snapshot(project).examples)
-        if num_examples < MIN_EXAMPLES and not syncs:
-            raise NotEnoughExamples(
-                f"project {project} has {num_examples} accepted annotations to learn from; "
-                f"a training needs at least {MIN_EXAMPLES}"
-            )
+        if not syncs:
+            require_examples(project, num_examples)
         return training.request(project)
 
     def _prefetch(event: wire.TasksCreated) -> None:
@@ -232,7 +230,7 @@ def create_routes(
             "job": status.job,
             "project": status.project,
             "job_status": status.state,
-            "progress": status.progress,
+            "progress": {} if status.progress is None else status.progress.to_json(),
         }
         if status.result is not None:
             answer["result"] = status.result

@@ -1,4 +1,4 @@
-"""A file of labelled sentences -> what a project can be trained on, without any annotation of Label Studio."""
+"""A CoNLL file -> a snapshot to train on, without annotations from Label Studio."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ _CONTROL = "label"
 
 
 def read_snapshot(path: Path, project: str) -> Snapshot:
-    """All sentences of a file; the labels are those that occur. Raises CorpusError."""
+    """All sentences of a file, with the labels that occur in it. Raises CorpusError."""
     sentences = conll.read_conll(path)
     labels = conll.label_set(sentences)
     if not labels:
-        raise CorpusError(f"{path} labels nothing: {len(sentences)} sentences, no tag but O")
+        raise CorpusError(f"{path} has no labels: all tags of its {len(sentences)} sentences are O")
     return snapshot_of(sentences, labels, project, path.name)
 
 
 def snapshot_of(sentences: Sequence[Sentence], labels: tuple[str, ...], project: str, title: str) -> Snapshot:
-    """Sentences as the examples of a project with this key, a task each."""
+    """Sentences as the examples of a project with this key, one task per sentence."""
     known = Project(
         key=project,
         id=int(project.partition(".")[0]),

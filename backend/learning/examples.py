@@ -18,10 +18,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from backend.errors import NotEnoughExamples
 from backend.learning.annotations import AnnotatedText, Annotation, LabelledSpan, Project
 from backend.ner import segment
 from backend.ner.labels import PromptLabels
 from backend.ner.spans import Passage, Question, Span, Word
+
+MIN_EXAMPLES = 4  # with fewer, two versions cannot be compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class LabelledText:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What one task teaches."""
+    """What a training learns from one task."""
 
     task_id: int
     annotation_id: int
@@ -50,28 +53,37 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Remapping:
-    """What the present label config makes of the examples."""
+    """What the current label config does to the examples, in counts."""
 
     kept: int  # examples
-    retired: int  # examples of which nothing is left to learn from
-    spans_dropped: int  # their control or label is gone, or they hold no word
+    retired: int  # examples that have no text left
+    spans_dropped: int  # because their control or label is gone, or they hold no word
     overlaps_dropped: int  # spans
     widened: int  # spans
-    removed_labels: tuple[str, ...]  # stored labels that were offered once and are gone, sorted
+    removed_labels: tuple[str, ...]  # stored labels that are no longer in the config, sorted
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a training starts from, as it is at one moment."""
+    """All that a training starts from, read at one moment."""
 
     project: Project
     examples: tuple[Example, ...]  # by task id
     remapping: Remapping
-    changes: int  # the counter's value at that moment
+    changes: int  # the store's counter of changes at that moment
+
+
+def require_examples(project: str, num_examples: int) -> None:
+    """Raises NotEnoughExamples if a project has fewer than a training needs. `project` is its key."""
+    if num_examples < MIN_EXAMPLES:
+        raise NotEnoughExamples(
+            f"project {project} has {num_examples} accepted annotations to learn from; "
+            f"a training needs at least {MIN_EXAMPLES}"
+        )
 
 
 def examples_of(project: Project, annotations: Iterable[Annotation]) -> tuple[tuple[Example, ...], Remapping]:
-    """The examples that annotations give under a project's label config, by task id; the policy is the module's."""
+    """The examples that annotations give under a project's label config, by task id; the module has the rules."""
     by_task: dict[int, list[Annotation]] = defaultdict(list)
     for annotation in annotations:
         if annotation.accepted:
@@ -104,14 +116,14 @@ def examples_of(project: Project, annotations: Iterable[Annotation]) -> tuple[tu
 def was_corrected(annotation: Annotation) -> bool:
     """Whether the annotator changed, added or removed a region of the prediction that the annotation started from.
 
-    Where the prediction was not told, only its regions' origins can say so; then one that was removed goes unseen.
-    Work without any prediction corrects nothing.
+    If the prediction is unknown, the origins of the regions decide; a removed region goes unnoticed then. An
+    annotation without a prediction corrects nothing.
     """
     origins = {span.origin for text in annotation.texts for span in text.spans}
     if annotation.predicted_version is None:
         return "prediction-changed" in origins or {"prediction", "manual"} <= origins
     predicted, present = _places(annotation.predicted), _places(annotation.texts)
-    # a region drawn anew just as it was predicted is no correction
+    # a region that was drawn again exactly as predicted is no correction
     added = {place for place, origin in present.items() if origin != "prediction" and place not in predicted}
     return bool(added or predicted.keys() - present.keys())
 

@@ -1,12 +1,12 @@
-"""The guard set: varied labelled sentences that are written for this project and shipped with it.
+"""The guard set: varied labelled sentences, written for this project and shipped with it.
 
-A model that learns a project must not forget what it could do before: half of the sentences are replayed in training,
-the other half tell whether it did. Which half a sentence is in depends on its text alone. No torch.
+A model that is trained on a project must not forget what it could do before. Half of the sentences are replayed in
+training; the gate measures with the other half. The half that a sentence is in depends on its text alone. No torch.
 
-The file has blocks. A block begins with a line `labels: person, organization, location`, which are the labels that its
-sentences are asked with; every other line is a sentence with its entities marked in it,
-`[Angela Merkel](person) met [Barack Obama](person) in [Berlin](location).` A backslash takes the next sign as it is, so
-that a text can hold `[`. Lines that begin with # are comments; blank lines separate nothing.
+The file has blocks. A block begins with a line such as `labels: person, organization, location`: the labels that are
+asked for in its sentences. Every other line is a sentence with marked entities,
+`[Angela Merkel](person) met [Barack Obama](person) in [Berlin](location).` A backslash makes the next character plain
+text, such as `\\[`. Lines that begin with # are comments. Blank lines are ignored.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ _LABELS = "labels:"
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The two halves."""
+    """The two halves: lessons for training, and sentences that the gate measures with."""
 
     training: tuple[LabelledText, ...]
     gate: tuple[LabelledText, ...]
 
 
 def halves(sentences: Sequence[LabelledText]) -> Guard:
-    """Each sentence on the side that its text's hash says, so that more sentences move none to the other side."""
+    """Split by a hash of each text, so that no sentence changes its half when others are added."""
     gate = [hashlib.sha256(sentence.passage.text.encode()).digest()[0] % 2 == 1 for sentence in sentences]
     return Guard(
         tuple(sentence for sentence, is_gate in zip(sentences, gate, strict=True) if not is_gate),
@@ -43,7 +43,7 @@ def halves(sentences: Sequence[LabelledText]) -> Guard:
 
 
 def read_guard(path: Path = GUARD) -> tuple[LabelledText, ...]:
-    """All sentences of a file, in order. Raises CorpusError, naming file, line and what was expected."""
+    """All sentences of a file, in order. Raises CorpusError with the file, the line and what was expected."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -91,7 +91,7 @@ def _sentence(line: str, labels: tuple[str, ...]) -> LabelledText:
 
 
 def _unmarked(line: str, labels: tuple[str, ...]) -> tuple[str, tuple[Span, ...]]:
-    """A marked line -> its text, and the entities in it."""
+    """A marked line -> its text and its entities."""
     text: list[str] = []
     spans: list[Span] = []
     opened: int | None = None
@@ -125,7 +125,7 @@ def _unmarked(line: str, labels: tuple[str, ...]) -> tuple[str, tuple[Span, ...]
 
 
 def _label_at(line: str, index: int) -> tuple[str, int]:
-    """The label in the brackets that begin at `index`, and where the line goes on."""
+    """The label in the parentheses that begin at `index`, and the index behind them."""
     end = line.find(")", index)
     if line[index : index + 1] != "(" or end < 0:
         raise ValueError(f"expected ](label) behind an entity, found {line[index - 1 :]!r}")

@@ -6,7 +6,7 @@ import pytest
 
 from backend.engine.codec import Codec, Limits
 from backend.learning.examples import Example
-from backend.learning.lessons import Lesson, batches, folds, is_held_out, lessons_of, split, swapped
+from backend.learning.lessons import Lesson, Mentions, folds, is_held_out, lessons_of, random_batches, split, swapped
 from backend.ner.bio import mentions_by_label
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat
@@ -81,7 +81,7 @@ def test_folds_are_parts_of_like_size(number: int) -> None:
 
 def test_swapped_entities_keep_their_labels() -> None:
     lesson = Lesson(LABELS, ("Marie", "Curie", "left", "Paris", "!"), ("B-person", "I-person", "O", "B-city", "O"), 2.0)
-    others = {"person": [("George",)], "city": [("New", "York", "City")]}
+    others: Mentions = {"person": [("George",)], "city": [("New", "York", "City")]}
     assert swapped(lesson, others, 1.0, random.Random(1)) == Lesson(
         LABELS,
         ("George", "left", "New", "York", "City", "!"),
@@ -100,7 +100,7 @@ def test_a_lesson_without_entities_stays() -> None:
 def test_batches_hold_everything_once_within_their_bounds() -> None:
     rng = random.Random(1)
     sizes = [rng.randint(1, 50) for _ in range(200)] + [500]
-    made = batches(list(zip(sizes, range(201), strict=True)), 8, 120, rng)
+    made = random_batches(sizes, 8, 120, rng)
     assert sorted(item for batch in made for item in batch) == list(range(201))
     for batch in made:
         assert len(batch) <= 8
@@ -108,4 +108,4 @@ def test_batches_hold_everything_once_within_their_bounds() -> None:
 
 
 def test_no_items_no_batches() -> None:
-    assert batches([], 8, 100, random.Random(1)) == []
+    assert random_batches([], 8, 100, random.Random(1)) == []
