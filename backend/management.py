@@ -124,12 +124,12 @@ class Management:
 
     def _forget_predictions(self, project: str, texts: Sequence[AnnotatedText]) -> int:
         known = self._examples.project(project)
-        names = {} if known is None else {control.control: control.names for control in known.controls}
+        words = {} if known is None else {control.control: control.labels.words for control in known.controls}
         versions = [self._registry.base_version, *(info.version for info in self._registry.versions(project))]
         keys = {
-            cache_key(version, decoding, labels, text.text, text.breaks)
+            cache_key(version, decoding, labels, text.passage.text, text.passage.breaks)
             for text in texts
-            for labels in {tuple(name for name, _ in names.get(text.control, ())), text.labels}
+            for labels in {words.get(text.control, ()), text.labels}
             for version in versions
             for decoding in _DECODINGS
         }

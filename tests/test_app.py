@@ -13,9 +13,10 @@ import pytest
 
 from backend.app import Services
 from backend.engine import checkpoint as checkpoints
+from backend.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from backend.labelstudio import wire
 from backend.labelstudio.model import GNERModel
-from backend.learning.registry import ADAPTER_CONFIG_FILE, ADAPTER_FILE, Registry
+from backend.learning.registry import Registry
 from tests.support.running import CONFIG, TIMEOUT_S, count, publish_random, running, save_checkpoint
 
 A, B = "1.1795333437", "2.1795333999"
@@ -143,16 +144,16 @@ def test_the_cache_keeps_what_each_version_said(checkpoint: Path, tmp_path: Path
 
 
 def _garble_weights(folder: Path) -> None:
-    path = folder / ADAPTER_FILE
+    path = folder / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:-10])
 
 
 def _lose_weights(folder: Path) -> None:
-    (folder / ADAPTER_FILE).unlink()
+    (folder / WEIGHTS_FILE).unlink()
 
 
 def _garble_config(folder: Path) -> None:
-    (folder / ADAPTER_CONFIG_FILE).write_text("{", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text("{", encoding="utf-8")
 
 
 DAMAGES = [_garble_weights, _lose_weights, _garble_config]

@@ -1,28 +1,35 @@
 """The worker process, from a snapshot to a published version. How a model is trained is tested in learning."""
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 from backend import worker
 from backend.engine import checkpoint as checkpoints
+from backend.engine.adapter_files import WEIGHTS_FILE
 from backend.engine.adapters import Adapters, AdapterSettings
+from backend.engine.checkpoint import LoadedModel
 from backend.errors import CorruptVersion, NotEnoughExamples, TrainingFailed, UnknownProject
-from backend.learning import conll_snapshot, finetune, lease, training
+from backend.learning import conll_snapshot, lease, training
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 from backend.learning.example_store import ExampleStore
-from backend.learning.finetune import Outcome, Progress
+from backend.learning.examples import Snapshot
+from backend.learning.finetune import Outcome
+from backend.learning.gate import Verdict, agreement, compare
 from backend.learning.jobs import TrainingQueue
-from backend.learning.lease import Abandoned, Run
-from backend.learning.registry import Registry
+from backend.learning.lease import Abandoned, TrainingRun
+from backend.learning.progress import Progress
+from backend.learning.registry import ParentVersion, Registry, sha256_of
+from backend.learning.training import TrainingResult
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 from backend.settings import Settings
 from tests.support.processes import Server, wait_until
 from tests.support.running import save_checkpoint
@@ -53,81 +60,99 @@ def examples(valkey: redis.Redis) -> ExampleStore:
 
 
 def fill(examples: ExampleStore, number: int, first: int = 1) -> None:
-    labels = ControlLabels("label", (("person", "Person"),))
+    labels = ControlLabels("label", PromptLabels.of([("person", "Person")]))
     examples.save_project(Project(PROJECT, 5, "p", "digest", (labels,)))
-    text = AnnotatedText("label", "Marie Curie worked", (), ("Person",), (LabelledSpan(0, 11, "Person", "manual"),))
+    text = AnnotatedText(
+        "label", Passage("Marie Curie worked"), ("Person",), (LabelledSpan(0, 11, "Person", "manual"),)
+    )
     annotations = [
         Annotation(index, index, 1, True, False, (text,), None, (), {}) for index in range(first, first + number)
     ]
     examples.put(PROJECT, annotations)
 
 
+@dataclass
+class Given:
+    """The arguments of one call."""
+
+    snapshot: Snapshot
+    parent: ParentVersion | None
+    unlabelled: Sequence[AnnotatedText]
+
+
 class Trainer:
-    """In place of `finetune.train`: writes an adapter with weights of its own, and remembers what it was given."""
+    """In place of `fine_tune`: writes an adapter with weights of its own, and remembers its arguments."""
 
     def __init__(self) -> None:
-        self.given: list[dict[str, Any]] = []
+        self.given: list[Given] = []
         self.publish = True
         self.meanwhile: Callable[[], None] = lambda: None
 
-    def __call__(self, *arguments: Any) -> Outcome:
-        names = ("loaded", "adapters", "snapshot", "unlabelled", "parent", "current", "settings", "tell", "folder")
-        given = dict(zip(names, arguments, strict=True))
-        self.given.append(given)
-        given["tell"](Progress("training", 1, 2, 0.5, 3.0))
+    def __call__(
+        self,
+        loaded: LoadedModel,
+        adapters: Adapters,
+        snapshot: Snapshot,
+        folder: Path,
+        *,
+        parent: ParentVersion | None,
+        unlabelled: Sequence[AnnotatedText],
+        on_progress: Callable[[Progress], None],
+    ) -> Outcome:
+        self.given.append(Given(snapshot, parent, unlabelled))
+        on_progress(Progress("training", 1, 2, 0.5, 3.0))
         self.meanwhile()
-        given["tell"](Progress("training", 2, 2, 0.25, 0.0))
-        adapters: Adapters = given["adapters"]
-        for parameter in adapters.new("candidate", AdapterSettings(), given["parent"]):
+        on_progress(Progress("training", 2, 2, 0.25, 0.0))
+        for parameter in adapters.new("candidate", AdapterSettings(), None if parent is None else parent.folder):
             parameter.data.fill_(0.01 * len(self.given))
-        adapters.save("candidate", given["folder"])
-        weights = (given["folder"] / "adapter_model.safetensors").read_bytes()
-        examples = tuple((example.task_id, example.annotation_id) for example in given["snapshot"].examples)
-        current = given["current"]
-        parent = given["loaded"].checkpoint.version if current is None else current.version
-        digest = hashlib.sha256(weights).hexdigest()
-        return Outcome(Verdict(self.publish), parent, examples, (), {"rank": 16}, 1.5, digest)  # type: ignore[arg-type]
+        adapters.save("candidate", folder)
+        return Outcome(
+            verdict_of(self.publish),
+            loaded.checkpoint.version if parent is None else parent.info.version,
+            tuple((example.task_id, example.annotation_id) for example in snapshot.examples),
+            (),
+            {"rank": 16},
+            1.5,
+            sha256_of(folder / WEIGHTS_FILE),
+        )
 
 
-class Verdict:
-    """As the gate's."""
+def verdict_of(publish: bool) -> Verdict:
+    nothing = compare([])
+    reason = "it is better" if publish else "it is worse"
+    return Verdict(publish, reason, nothing, False, nothing, agreement([]))
 
-    def __init__(self, publish: bool) -> None:
-        self.publish = publish
-        self.reason = "it is better" if publish else "it is worse"
-        self.scores = {"held_out_f1": 0.5}
+
+SCORES = verdict_of(publish=True).scores
 
 
 @pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    trainer = Trainer()
-    monkeypatch.setattr(finetune, "train", trainer)
-    return trainer
+def trainer() -> Trainer:
+    return Trainer()
 
 
-def train(settings: Settings, client: redis.Redis) -> dict[str, Any]:
+def train(settings: Settings, client: redis.Redis, trainer: Trainer | None = None) -> TrainingResult:
     with lease.training(client, PROJECT) as run:
-        return worker.train_project(settings, client, run)
+        return worker.train_project(settings, client, run, trainer)
 
 
 # --- one training
 
 
-@pytest.mark.usefixtures("trainer")
 def test_a_better_version_is_published_and_promoted(
-    settings: Settings, valkey: redis.Redis, examples: ExampleStore, registry: Registry
+    settings: Settings, valkey: redis.Redis, examples: ExampleStore, registry: Registry, trainer: Trainer
 ) -> None:
     fill(examples, 6)
-    result = train(settings, valkey)
-    assert set(result) == {"version", "promoted", "reason", "scores", "seconds"}
-    assert (result["promoted"], result["reason"], result["scores"]) == (True, "it is better", {"held_out_f1": 0.5})
-    assert registry.current(PROJECT) == result["version"]
-    info = registry.info(PROJECT, result["version"])
+    result = train(settings, valkey, trainer)
+    assert set(result.to_json()) == {"version", "promoted", "reason", "scores", "seconds"}
+    assert (result.promoted, result.reason, result.scores) == (True, "it is better", SCORES)
+    assert registry.current(PROJECT) == result.version
+    info = registry.info(PROJECT, result.version)
     assert (info.project, info.parent, info.status) == (PROJECT, registry.base_version, "published")
     assert info.examples == tuple((number, number) for number in range(1, 7))
-    assert registry.folder(PROJECT, result["version"]).is_dir(), "it is intact"
+    assert registry.folder(PROJECT, result.version).is_dir(), "it is intact"
     assert examples.trained_changes(PROJECT) == examples.changes(PROJECT) == 6
-    assert result["version"].startswith("tiny-p5-")
+    assert result.version.startswith("tiny-p5-")
 
 
 def test_a_worse_version_is_kept_but_not_used(
@@ -135,9 +160,9 @@ def test_a_worse_version_is_kept_but_not_used(
 ) -> None:
     fill(examples, 6)
     trainer.publish = False
-    result = train(settings, valkey)
-    assert (result["promoted"], registry.current(PROJECT)) == (False, None)
-    assert registry.info(PROJECT, result["version"]).status == "rejected"
+    result = train(settings, valkey, trainer)
+    assert (result.promoted, registry.current(PROJECT)) == (False, None)
+    assert registry.info(PROJECT, result.version).status == "rejected"
     assert examples.trained_changes(PROJECT) == 6
 
 
@@ -145,16 +170,15 @@ def test_the_next_goes_on_from_the_current_one_unless_it_must_not(
     settings: Settings, valkey: redis.Redis, examples: ExampleStore, registry: Registry, trainer: Trainer
 ) -> None:
     fill(examples, 6)
-    first = train(settings, valkey)["version"]
-    second = train(settings, valkey)["version"]
-    assert trainer.given[0]["parent"] is None
-    assert trainer.given[1]["parent"] == registry.folder(PROJECT, first)
-    assert trainer.given[1]["current"].version == first
+    first = train(settings, valkey, trainer).version
+    second = train(settings, valkey, trainer).version
+    assert trainer.given[0].parent is None
+    assert trainer.given[1].parent == ParentVersion(registry.info(PROJECT, first), registry.folder(PROJECT, first))
     assert registry.info(PROJECT, second).parent == first
     with lease.training(valkey, PROJECT) as run:
         run.from_base = True
-        third = worker.train_project(settings, valkey, run)["version"]
-    assert trainer.given[2]["parent"] is None
+        third = worker.train_project(settings, valkey, run, trainer).version
+    assert trainer.given[2].parent is None
     assert registry.info(PROJECT, third).parent == registry.base_version
 
 
@@ -162,17 +186,17 @@ def test_a_corrupt_current_version_is_an_error_and_no_reason_to_begin_at_the_bas
     settings: Settings, valkey: redis.Redis, examples: ExampleStore, registry: Registry, trainer: Trainer
 ) -> None:
     fill(examples, 6)
-    folder = registry.folder(PROJECT, train(settings, valkey)["version"])
+    folder = registry.folder(PROJECT, train(settings, valkey, trainer).version)
     (folder / "adapter_model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CorruptVersion):
-        train(settings, valkey)
+        train(settings, valkey, trainer)
     assert len(trainer.given) == 1
 
 
 def test_too_few_examples(settings: Settings, valkey: redis.Redis, examples: ExampleStore, trainer: Trainer) -> None:
     fill(examples, 3)
     with pytest.raises(NotEnoughExamples, match="3 accepted annotations"):
-        train(settings, valkey)
+        train(settings, valkey, trainer)
     assert not trainer.given
     assert examples.trained_changes(PROJECT) == 3, "the next annotation alone does not try again"
 
@@ -191,7 +215,7 @@ def test_an_error_leaves_no_version_and_no_folder(
     fill(examples, 6)
     trainer.meanwhile = fail
     with pytest.raises(TrainingFailed):
-        train(settings, valkey)
+        train(settings, valkey, trainer)
     assert registry.versions(PROJECT) == ()
     assert not list(settings.model_dir.rglob("*.safetensors"))
     assert examples.trained_changes(PROJECT) == 6
@@ -200,11 +224,15 @@ def test_an_error_leaves_no_version_and_no_folder(
 def test_who_has_lost_its_lease_publishes_nothing_and_changes_nothing(
     settings: Settings, valkey: redis.Redis, examples: ExampleStore, registry: Registry, trainer: Trainer
 ) -> None:
-    lost: list[str] = []
     fill(examples, 6)
-    trainer.meanwhile = lambda: lost.append("another trains it")
+    run = TrainingRun(PROJECT)
+
+    def lose_lease() -> None:
+        run.why_stop = lambda: "another trains it"
+
+    trainer.meanwhile = lose_lease
     with pytest.raises(Abandoned, match="another trains it"):
-        worker.train_project(settings, valkey, Run(PROJECT, why_stop=lambda: lost[0] if lost else ""))
+        worker.train_project(settings, valkey, run, trainer)
     assert registry.versions(PROJECT) == ()
     assert examples.trained_changes(PROJECT) == 0
 
@@ -214,7 +242,7 @@ def test_what_comes_meanwhile_is_requested_next(
 ) -> None:
     fill(examples, 6)
     trainer.meanwhile = lambda: fill(examples, 20, first=7)
-    train(settings, valkey)
+    train(settings, valkey, trainer)
     queue = TrainingQueue(valkey, settings.train_after)
     job = queue.request_if_due(PROJECT, examples)
     assert job is not None
@@ -222,26 +250,30 @@ def test_what_comes_meanwhile_is_requested_next(
     assert queue.status(job).state == "queued"
 
 
-@pytest.mark.usefixtures("trainer")
 def test_without_label_studio_it_is_trained_on_what_is_there(
-    settings: Settings, valkey: redis.Redis, examples: ExampleStore, caplog: pytest.LogCaptureFixture
+    settings: Settings,
+    valkey: redis.Redis,
+    examples: ExampleStore,
+    trainer: Trainer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     fill(examples, 6)
     away = settings.model_copy(
         update={"label_studio_url": "http://127.0.0.1:1", "label_studio_api_key": "0123456789abcdef"}
     )
-    assert train(away, valkey)["promoted"]
+    assert train(away, valkey, trainer).promoted
     assert "http://127.0.0.1:1" in caplog.text
 
 
-@pytest.mark.usefixtures("trainer")
-def test_progress_goes_through(settings: Settings, valkey: redis.Redis, examples: ExampleStore) -> None:
+def test_progress_goes_through(
+    settings: Settings, valkey: redis.Redis, examples: ExampleStore, trainer: Trainer
+) -> None:
     fill(examples, 6)
-    told: list[dict[str, Any]] = []
+    told: list[Progress] = []
     with lease.training(valkey, PROJECT, told.append) as run:
-        worker.train_project(settings, valkey, run)
-    assert told[-1] == {"stage": "training", "step": 2, "steps": 2, "loss": 0.25, "eta_s": 0.0}
-    assert told[0]["stage"] == "loading the model"
+        worker.train_project(settings, valkey, run, trainer)
+    assert told[-1].to_json() == {"stage": "training", "step": 2, "steps": 2, "loss": 0.25, "eta_s": 0.0}
+    assert told[0].stage == "loading the model"
 
 
 def test_a_file_of_sentences_needs_no_store(
@@ -250,9 +282,10 @@ def test_a_file_of_sentences_needs_no_store(
     file = tmp_path / "x.conll"
     file.write_text("Marie\tB-person\nworked\tO\n\n" * 5, encoding="utf-8")
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"})
-    result = training.train_on(away, conll_snapshot.read_snapshot(file, "7"), Run("7"))
-    assert registry.current("7") == result["version"]
-    assert len(trainer.given[0]["snapshot"].examples) == 5
+    snapshot = conll_snapshot.read_snapshot(file, "7")
+    result = training.train_version(away, snapshot, TrainingRun("7"), fine_tune=trainer)
+    assert registry.current("7") == result.version
+    assert len(trainer.given[0].snapshot.examples) == 5
 
 
 # --- the process

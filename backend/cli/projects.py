@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backend.cli.exports import import_export
 from backend.cli.flags import add_settings, read_settings
@@ -13,7 +13,9 @@ from backend.cli.workspace import opened
 from backend.errors import UnknownProject
 
 if TYPE_CHECKING:
+    from backend.learning.progress import Progress
     from backend.learning.registry import VersionInfo
+    from backend.learning.training import TrainingResult
 
 _PROJECT = "project's id in Label Studio, or its key"
 
@@ -88,21 +90,21 @@ def _train(options: argparse.Namespace) -> int:
     worker.stand_back()
     of_file = options.data is not None and options.data.suffix == ".conll"
     result = _train_on_file(options) if of_file else _train_on_examples(options)
-    print(f"{result['version']}: {'promoted' if result['promoted'] else 'not promoted'}. {result['reason']}")
-    print(f"{_figures(result['scores'])} ({result['seconds']:.0f} s)")
+    print(f"{result.version}: {'promoted' if result.promoted else 'not promoted'}. {result.reason}")
+    print(f"{_figures(result.scores)} ({result.seconds:.0f} s)")
     return 0
 
 
-def _train_on_file(options: argparse.Namespace) -> dict[str, Any]:
+def _train_on_file(options: argparse.Namespace) -> "TrainingResult":
     from backend.learning import conll_snapshot, lease, training
 
     settings = read_settings(options)
     key = _key_for_file(options)
     snapshot = conll_snapshot.read_snapshot(options.data, key)
-    return training.train_on(settings, snapshot, lease.Run(key, on_progress=_show))
+    return training.train_version(settings, snapshot, lease.TrainingRun(key, on_progress=_show))
 
 
-def _train_on_examples(options: argparse.Namespace) -> dict[str, Any]:
+def _train_on_examples(options: argparse.Namespace) -> "TrainingResult":
     from backend import worker
     from backend.learning import lease
 
@@ -114,10 +116,8 @@ def _train_on_examples(options: argparse.Namespace) -> dict[str, Any]:
             return worker.train_project(here.settings, here.client, run)
 
 
-def _show(progress: dict[str, Any]) -> None:
-    from backend.learning import lease
-
-    print(lease.describe(progress), flush=True)
+def _show(progress: "Progress") -> None:
+    print(progress, flush=True)
 
 
 def _key_for_file(options: argparse.Namespace) -> str:

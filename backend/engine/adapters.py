@@ -23,11 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from backend.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from backend.engine.family import Family
 from backend.errors import AdapterError
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 
 _KEY_PREFIX = "base_model.model."  # PEFT's prefix of layer names in the file
 _MATRICES = ("lora_A", "lora_B")

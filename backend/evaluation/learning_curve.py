@@ -19,7 +19,7 @@ from backend.evaluation.accuracy import evaluate
 from backend.evaluation.charts import Line, draw_scores
 from backend.evaluation.corpora import Corpus, read_corpora
 from backend.learning.conll_snapshot import snapshot_of
-from backend.learning.finetune import Progress, TrainingSettings, train
+from backend.learning.finetune import fine_tune
 
 # Any project key would do; the hash that holds tasks out depends on it.
 _PROJECT = "1"
@@ -75,7 +75,7 @@ def _corpus(corpora: dict[str, Corpus], name: str) -> Corpus:
 def _point(loaded: LoadedModel, adapters: Adapters, learnt: Corpus, known: Corpus, size: int) -> Point:
     snapshot = snapshot_of(learnt.train[:size], learnt.labels, _PROJECT, learnt.name)
     with tempfile.TemporaryDirectory() as folder:
-        outcome = train(loaded, adapters, snapshot, (), None, None, TrainingSettings(), _silent, Path(folder))
+        outcome = fine_tune(loaded, adapters, snapshot, Path(folder))
         adapters.activate(_TAUGHT, Path(folder))
         try:
             verdict = outcome.verdict
@@ -85,10 +85,6 @@ def _point(loaded: LoadedModel, adapters: Adapters, learnt: Corpus, known: Corpu
         finally:
             adapters.activate(None)
             adapters.drop(_TAUGHT)
-
-
-def _silent(_: Progress) -> None:
-    """Nobody watches."""
 
 
 def _scored(

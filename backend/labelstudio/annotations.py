@@ -61,10 +61,7 @@ def _project(key: str, project_id: int, schema: LabelSchema, title: str, updated
         id=project_id,
         title=title,
         config_digest=schema.digest,
-        controls=tuple(
-            ControlLabels(name, tuple((entry.words, entry.label) for entry in control.labels.entries))
-            for name, control in controls.items()
-        ),
+        controls=tuple(ControlLabels(name, control.labels) for name, control in controls.items()),
         updated_at_us=updated_at_us,
     )
 
@@ -93,7 +90,7 @@ def _labelled(
                     LabelledSpan(span.start, span.end, span.label, origin or _origin(region)) for span in parsed_spans
                 ]
         texts += [
-            AnnotatedText(control.name, passage.text, passage.breaks, control.labels.labels, tuple(of_passage))
+            AnnotatedText(control.name, passage, control.labels.labels, tuple(of_passage))
             for passage, of_passage in zip(of_control, spans, strict=True)
         ]
     if num_claimed < len(found):

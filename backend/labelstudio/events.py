@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from backend.errors import BackendError, InvalidRequest, NotEnoughExamples, StoreUnavailable
+from backend.errors import BackendError, InvalidRequest, StoreUnavailable
 from backend.labelstudio import annotations, wire
 from backend.labelstudio.model import Models
 from backend.labelstudio.schema import LabelSchema
 from backend.learning.annotations import Project
 from backend.learning.example_store import MAX_UNLABELLED_TASKS, ExampleStore
-from backend.learning.examples import Remapping
-from backend.learning.jobs import MIN_EXAMPLES, TrainingQueue
+from backend.learning.examples import Remapping, require_examples
+from backend.learning.jobs import TrainingQueue
 
 log = logging.getLogger(__name__)
 
@@ -137,11 +137,8 @@ class Events:
 
     def _request_training(self, project: str) -> str:
         num_examples = len(self._examples.snapshot(project).examples)
-        if num_examples < MIN_EXAMPLES and not self._syncs:
-            raise NotEnoughExamples(
-                f"project {project} has {num_examples} accepted annotations to learn from; "
-                f"a training needs at least {MIN_EXAMPLES}"
-            )
+        if not self._syncs:
+            require_examples(project, num_examples)
         return self._training.request(project)
 
     def _keep_setup(self, asked: wire.SetupRequest, ref: wire.ProjectRef) -> None:

@@ -1,12 +1,12 @@
-"""What annotators accepted, kept in Redis until it is trained on: the only home of the keys "gner:project...".
+"""Annotations, projects and unlabelled texts in Redis. Only this module uses the keys "gner:project...".
 
-Annotations come from webhooks, which can be late, doubled and out of order. So what is kept is a state that any order
-of the same events leads to: of each annotation the save with the latest `updated_at_us` (of two accounts of that save
-the one that tells its prediction), and never one that was deleted, or whose task was. Ids are not used again, so a
-deletion is final: it leaves a tombstone, even of what was never seen. Every call is one script or one transaction: a
-reader sees all of it or nothing.
+Webhooks can come late, twice and out of order. So the stored state does not depend on the order of events. For each
+annotation, the save with the latest `updated_at_us` is kept; if that save comes twice, the one that names its
+prediction. Annotations that were deleted, or whose task was, are never kept. Label Studio does not use an id twice, so
+a deletion is final: it leaves a tombstone, even for an annotation that never came. Every call is one script or one
+transaction, so a reader sees all of it or nothing.
 
-The values are JSON. A project's secrets never get here: `Project` has no place for them.
+The values are JSON. A project's secrets are never stored: `Project` has no field for them.
 """
 
 import json
@@ -20,12 +20,12 @@ from backend import store
 from backend.errors import UnknownProject
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 from backend.learning.examples import Snapshot, examples_of
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 
 MAX_UNLABELLED_TASKS = 300
 
-
 _PROJECTS = "gner:projects"  # set of the keys of all projects
-
 
 _Part = Literal[
     "project",  # hash: the fields of Project as JSON
@@ -35,29 +35,26 @@ _Part = Literal[
     "deleted_annotations",  # set of ids: tombstones
     "deleted_tasks",  # set of ids: tombstones
     "texts",  # hash: task id -> its unlabelled texts as JSON
-    "changes",  # how often an accepted annotation came, changed or went
+    "changes",  # how often an accepted annotation was added, changed or removed
     "trained",  # the value of `changes` at the last training
     "params",  # extra_params as JSON
 ]
-
 
 _PARTS: tuple[_Part, ...] = (
     "project", "annotations", "heads", "tasks", "deleted_annotations", "deleted_tasks", "texts", "changes", "trained",
     "params",
 )  # fmt: skip
 
-
 _SAVE_PROJECT = """
 local stamp = tonumber(ARGV[2])
 local known = tonumber(redis.call('HGET', KEYS[1], 'updated_at_us') or '0')
-if stamp ~= 0 and stamp < known then return 0 end  -- an event that was overtaken
+if stamp ~= 0 and stamp < known then return 0 end  -- a later event came first
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('HSET', KEYS[1], 'updated_at_us', stamp == 0 and string.format('%.0f', known) or ARGV[2],
   'id', ARGV[3], 'config_digest', ARGV[4], 'controls', ARGV[5])
 if ARGV[6] ~= '""' then redis.call('HSET', KEYS[1], 'title', ARGV[6]) end
 return 1
 """
-
 
 _PUT = """
 local annotations, heads, tasks, deleted_annotations, deleted_tasks, counter = unpack(KEYS)
@@ -74,7 +71,7 @@ for i = 1, #ARGV, 6 do
       redis.call('HSET', tasks, task, others and others .. ' ' .. id or id)
     end
     local is_newer = not head or tonumber(stamp) > tonumber(known)
-    -- the same save, seen through the API after the webhook: only the API tells of most predictions
+    -- the same save through the API, after the webhook: most predictions are known only from the API
     local tells_more = head and stamp == known and told > was_told
     if is_newer or tells_more then
       redis.call('HSET', annotations, id, value)
@@ -87,7 +84,6 @@ end
 if counted > 0 then redis.call('INCRBY', counter, counted) end
 return changed
 """
-
 
 _REMOVE = """
 local annotations, heads, tasks, deleted_annotations, deleted_tasks, counter, texts = unpack(KEYS)
@@ -130,7 +126,6 @@ if counted > 0 then redis.call('INCRBY', counter, counted) end
 return {ids, values, forget and noted or {}}
 """
 
-
 _NOTE_TEXTS = """
 local texts, tasks, deleted_tasks = unpack(KEYS)
 local room = tonumber(ARGV[1]) - redis.call('HLEN', texts)
@@ -160,14 +155,14 @@ class Forgotten:
     """What `forget` removed."""
 
     annotation_ids: tuple[int, ...]
-    texts: tuple[AnnotatedText, ...]  # all texts that stood in it, for removing their cached predictions
+    texts: tuple[AnnotatedText, ...]  # all its texts, whose cached predictions must go too
 
 
 class ExampleStore:
-    """Annotations, projects and what belongs to them. Thread-safe.
+    """Annotations, projects and their unlabelled texts. Thread-safe.
 
-    Every method raises StoreUnavailable when Redis does not answer. What a method has returned from is on disk as far
-    as the server's own persistence goes.
+    Every method raises StoreUnavailable when Redis does not answer. When a method has returned, its data are as durable
+    as the server's own persistence.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -178,11 +173,14 @@ class ExampleStore:
         self._note_texts = client.register_script(_NOTE_TEXTS)
 
     def save_project(self, project: Project) -> None:
-        """Insert or update; a changed label config takes effect with this.
+        """Insert or update a project. A changed label config takes effect with this.
 
-        One that is older than what is known is ignored, one without a date never is; an empty title erases none.
+        An older state than the stored one is ignored; a state without a date never is. An empty title changes nothing.
         """
-        controls = [[control.control, control.names] for control in project.controls]
+        controls = [
+            [control.control, [[entry.words, entry.label] for entry in control.labels.entries]]
+            for control in project.controls
+        ]
         self._run(
             self._save_project,
             [_key(project.key, "project"), _PROJECTS],
@@ -197,7 +195,7 @@ class ExampleStore:
         )
 
     def projects(self) -> tuple[Project, ...]:
-        """All of them, by id."""
+        """All projects, sorted by id."""
         with store.answering():
             keys = self._keys()
             with self._client.pipeline(transaction=False) as pipeline:
@@ -207,16 +205,16 @@ class ExampleStore:
         return tuple(sorted((project for project in found if project), key=lambda project: (project.id, project.key)))
 
     def project(self, key: str) -> Project | None:
-        """None if nothing was saved of it."""
+        """The project with this key; None if it was never saved."""
         with store.answering():
             fields: Any = self._client.hgetall(_key(key, "project"))
         return _project_of(key, fields)
 
     def put(self, key: str, annotations: Sequence[Annotation]) -> int:
-        """Insert or update; returns how many changed something.
+        """Insert or update annotations; returns how many changed something.
 
-        An annotation that is not newer than the one that is known changes nothing, unless only now its prediction is
-        told; nor does a deleted one.
+        An annotation changes nothing if it was deleted, or if it is not newer than the stored one and does not add the
+        prediction that it started from.
         """
         if not annotations:
             return 0
@@ -238,15 +236,15 @@ class ExampleStore:
         return int(self._run(self._put, [_key(key, part) for part in parts], values))
 
     def delete_annotations(self, key: str, ids: Sequence[int]) -> int:
-        """For good, even if one is only put later; returns how many were there."""
+        """Delete for good, even those that are put later; returns how many were stored."""
         return len(self._removed(key, "annotations", ids)[0]) if ids else 0
 
     def delete_tasks(self, key: str, ids: Sequence[int]) -> int:
-        """With all their annotations, those put later too; returns how many annotations were there."""
+        """Delete tasks with all their annotations, even those that are put later; returns how many were stored."""
         return len(self._removed(key, "tasks", ids)[0]) if ids else 0
 
     def snapshot(self, key: str) -> Snapshot:
-        """What there is to learn, under the project's present label config. Raises UnknownProject."""
+        """The examples under the project's current label config. Raises UnknownProject."""
         with store.answering(), self._client.pipeline(transaction=True) as pipeline:
             pipeline.hgetall(_key(key, "project"))
             pipeline.hvals(_key(key, "annotations"))
@@ -259,13 +257,13 @@ class ExampleStore:
         return Snapshot(project, examples, remapping, int(changes or 0))
 
     def annotations(self, key: str) -> tuple[Annotation, ...]:
-        """All that are not deleted, skipped ones too, by id."""
+        """All annotations, skipped ones too, sorted by id."""
         with store.answering():
             values: Any = self._client.hvals(_key(key, "annotations"))
         return tuple(sorted((_annotation_of(json.loads(value)) for value in values), key=lambda found: found.id))
 
     def changes(self, key: str) -> int:
-        """How often an accepted annotation came, changed or went."""
+        """How often an accepted annotation was added, changed or removed."""
         return int(self._get(key, "changes") or 0)
 
     def trained_changes(self, key: str) -> int:
@@ -273,25 +271,25 @@ class ExampleStore:
         return int(self._get(key, "trained") or 0)
 
     def note_trained(self, key: str, changes: int) -> None:
-        """A training that started from this value of `changes` is over."""
+        """Record that a training that started from this value of `changes` is over."""
         with store.answering():
             self._client.set(_key(key, "trained"), changes)
 
     def params(self, key: str) -> dict[str, Any]:
-        """The extra_params that were saved last; empty if there are none."""
+        """The extra_params that were saved last; empty if there were none."""
         value = self._get(key, "params")
         params: dict[str, Any] = json.loads(value) if value else {}
         return params
 
     def save_params(self, key: str, params: dict[str, Any]) -> None:
-        """In place of those before."""
+        """Replace the extra_params."""
         with store.answering():
             self._client.set(_key(key, "params"), _dump(params))
 
     def note_texts(self, key: str, texts: Mapping[int, tuple[AnnotatedText, ...]]) -> None:
-        """Keep the texts of tasks that nobody has labelled yet; `texts` is by task id.
+        """Keep the texts of tasks that are not labelled yet; `texts` is by task id.
 
-        At most MAX_UNLABELLED_TASKS of a project, first come; those that have an annotation by now make room.
+        The first MAX_UNLABELLED_TASKS of a project are kept. Tasks that have an annotation by now make room.
         """
         values: list[Any] = [
             value for task_id, of_task in texts.items() for value in (task_id, _dump(_texts_json(of_task)))
@@ -301,7 +299,7 @@ class ExampleStore:
             self._run(self._note_texts, [_key(key, part) for part in parts], [MAX_UNLABELLED_TASKS, *values])
 
     def unlabelled_texts(self, key: str) -> tuple[AnnotatedText, ...]:
-        """The noted texts of tasks that have no accepted annotation, by task id."""
+        """The noted texts of tasks without an accepted annotation, sorted by task id."""
         with store.answering(), self._client.pipeline(transaction=True) as pipeline:
             pipeline.hgetall(_key(key, "texts"))
             pipeline.hvals(_key(key, "heads"))
@@ -315,7 +313,7 @@ class ExampleStore:
     def forget(self, key: str, *, task_id: int | None = None, annotation_id: int | None = None) -> Forgotten:
         """Delete a task or an annotation (give one of them), with the noted texts of the task.
 
-        Leaves a tombstone, so that no later event or reconciliation brings it back.
+        A tombstone prevents later events and reconciliations from bringing it back.
         """
         assert (task_id is None) != (annotation_id is None), "forget a task or an annotation"
         if task_id is not None:
@@ -343,7 +341,7 @@ class ExampleStore:
         return tuple(key for index, key in enumerate(keys) if any(answers[3 * index : 3 * index + 3]))
 
     def delete_project(self, key: str) -> None:
-        """All that is kept of it, tombstones and params too."""
+        """Delete all data of a project, tombstones and params too."""
         with store.answering(), self._client.pipeline(transaction=True) as pipeline:
             pipeline.unlink(*(_key(key, part) for part in _PARTS))
             pipeline.srem(_PROJECTS, key)
@@ -352,7 +350,7 @@ class ExampleStore:
     def _removed(
         self, key: str, what: Literal["annotations", "tasks"], ids: Sequence[Any], how: str = ""
     ) -> tuple[list[bytes], list[bytes], list[bytes]]:
-        """The annotations' ids; of what is to be forgotten also their values, and the values of noted texts."""
+        """The ids of the removed annotations; with `how="forget"` also their values and those of noted texts."""
         parts: tuple[_Part, ...] = (
             "annotations", "heads", "tasks", "deleted_annotations", "deleted_tasks", "changes", "texts",
         )  # fmt: skip
@@ -391,15 +389,15 @@ def _project_of(key: str, fields: Mapping[bytes, bytes]) -> Project | None:
         title=values.get("title", ""),
         config_digest=values["config_digest"],
         controls=tuple(
-            ControlLabels(control, tuple((name, label) for name, label in names))
-            for control, names in values["controls"]
+            ControlLabels(control, PromptLabels.of((words, label) for words, label in entries))
+            for control, entries in values["controls"]
         ),
         updated_at_us=values["updated_at_us"],
     )
 
 
 def _annotation_json(annotation: Annotation) -> dict[str, Any]:
-    # a text and its labels stand there once, however often they were labelled
+    # each text is stored once, with its labels, however often it was labelled
     bare = list(dict.fromkeys(replace(text, spans=()) for text in (*annotation.texts, *annotation.predicted)))
     places = {text: index for index, text in enumerate(bare)}
 
@@ -440,12 +438,12 @@ def _annotation_of(value: Mapping[str, Any]) -> Annotation:
 
 
 def _texts_json(texts: Sequence[AnnotatedText]) -> list[Any]:
-    return [[text.control, text.text, text.breaks, text.labels, _spans_json(text)] for text in texts]
+    return [[text.control, text.passage.text, text.passage.breaks, text.labels, _spans_json(text)] for text in texts]
 
 
 def _texts_of(values: Sequence[Any]) -> tuple[AnnotatedText, ...]:
     return tuple(
-        AnnotatedText(control, text, tuple(breaks), tuple(labels), _spans_of(spans))
+        AnnotatedText(control, Passage(text, tuple(breaks)), tuple(labels), _spans_of(spans))
         for control, text, breaks, labels, spans in values
     )
 

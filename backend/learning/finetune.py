@@ -1,25 +1,23 @@
-"""Training a project's next version: accepted annotations -> an adapter, and what the gate says of it.
+"""Fine-tuning: a project's examples -> the adapter of its next version, and the gate's verdict on it.
 
-The loss is computed by the code that serves: a teacher-forced pass over the right answer, through the same family,
-codec and grammar, with cross-entropy over the legal tokens of each decision (see `teacher`). So it is one path for
-every kind of model, and what is learnt is exactly what is decoded. Every word is trained on, O included. A model that
-has a draft head also learns the head's loss; the head itself is left alone, the encoder below it learns, so that drafts
-go on being right.
+The loss uses the code that serves: a teacher-forced pass over the correct answer, through the same family, codec and
+grammar, with cross-entropy over the legal tokens of each decision (see `targets`). So all kinds of model take one path,
+and what is trained is exactly what is decoded. Every word is trained on, O included. A model with a draft head also
+has the head's loss. The head itself is not trained; the encoder below it is, so that drafts stay correct.
 
-Against forgetting, lessons of three other kinds are mixed in. All are told the base model's own probabilities and not
+Lessons of three other kinds are mixed in against forgetting. Their targets are the base model's own probabilities, not
 only its best answer (learning without forgetting: Li and Hoiem 2016, arXiv:1606.09282):
 
 - the training half of the guard set;
-- its sentences with each other's entities;
-- texts of the project, asked with label sets of the guard set, which must not be the project's own in disguise: what
-  the base model says may not contradict the annotators.
+- variants of its sentences, with entities swapped among them;
+- texts of the project, asked with label sets of the guard set. These must not be the project's own labels in disguise:
+  the base model's answers may not contradict the annotators.
 
-And of the change that was trained only a part is kept, which loses less of what is new than it keeps of what was there
-(weights between those of two models: Wortsman et al. 2022, arXiv:2109.01903): the largest part with which the guard set
-is not forgotten.
+Only a part of the trained change is kept. That loses little of what is new and keeps much of what the base model can do
+(weights between those of two models: Wortsman et al. 2022, arXiv:2109.01903). It is the largest part with which the
+guard set is not forgotten.
 """
 
-import hashlib
 import logging
 import math
 import random
@@ -33,7 +31,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.engine.adapters import WEIGHTS_FILE, Adapters, AdapterSettings
+from backend.engine.adapter_files import WEIGHTS_FILE
+from backend.engine.adapters import Adapters, AdapterSettings
 from backend.engine.checkpoint import LoadedModel
 from backend.engine.tagger import Tagger
 from backend.errors import LabelsIndistinguishable, NotEnoughExamples, TrainingFailed
@@ -45,34 +44,35 @@ from backend.learning.guard import halves, read_guard
 from backend.learning.lessons import (
     Lesson,
     Mentions,
-    Text,
-    batches,
     folds,
     lessons_of,
+    random_batches,
     split,
     swapped,
 )
-from backend.learning.registry import VersionInfo
-from backend.learning.targets import Taught, encode, losses, soften
+from backend.learning.progress import Progress
+from backend.learning.registry import ParentVersion, sha256_of
+from backend.learning.targets import EncodedLesson, encode, losses, soften
 from backend.ner.bio import mentions_by_label
 from backend.ner.spans import Passage, Question, Span
 
 log = logging.getLogger(__name__)
 
-# With fewer held-out tasks that have spans, luck decides (nine refused a version that had gained 0.2): the gate
-# cross-validates.
+# With fewer held-out tasks with spans, chance decides (with nine, a version was rejected that had gained 0.2). Then the
+# version is cross-validated.
 MIN_HELD_OUT = 12
 
-_BATCH_WINDOWS = 32
+_REPORT_EVERY_LESSONS = 32  # while soft targets are computed
+# names of adapters
 _TRAINED = "in training"
-_CURRENT = "served now"
+_PARENT = "parent"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """How a version is trained; the measurements that chose the numbers are in docs/decisions.md.
 
-    A share counts lessons beside one of the project's. An epoch sees every lesson of the project once.
+    A share is a number of lessons per lesson of the project. An epoch sees every lesson of the project once.
     """
 
     rank: int = 16
@@ -84,14 +84,19 @@ class TrainingSettings:
     batch_lessons: int = 8
     batch_tokens: int = 8192  # source and target, padded
     clip_norm: float = 1.0
-    strengths: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6)  # parts of the trained change: the first that is safe is kept
-    corrected_weight: float = 2.0  # of an example in which the annotator changed the prediction
+    strengths: tuple[float, ...] = (
+        0.9,
+        0.8,
+        0.7,
+        0.6,
+    )  # parts of the change; the first safe one is kept
+    corrected_weight: float = 2.0  # of an example whose prediction the annotator corrected
     draft_weight: float = 1.0  # of the draft head's loss
-    swap_share: float = 0.4  # of the entities of a lesson, replaced by others of the project with their label
+    swap_share: float = 0.4  # of the entities of a lesson: replaced by others of the project with the same label
     guard_share: float = 0.5  # of guard sentences
     replay_share: float = 0.75  # of varied guard sentences and of texts with other labels
     replay_weight: float = 4.0  # of a lesson of either kind
-    min_guard: int = 32  # lessons an epoch, so that a small project too keeps in mind what there was
+    min_guard: int = 32  # lessons per epoch: even a small project must not forget the rest
     min_replay: int = 44
     max_replay_texts: int = 200
     folds: int = 3
@@ -99,22 +104,11 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a training stands. Steps count over the candidate and, where it is cross-validated, its folds."""
-
-    stage: str  # "preparing", "training", "cross-validating 1 of 3", "judging"
-    step: int
-    steps: int
-    loss: float | None  # per decision, an average over the last steps
-    eta_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What `train` leaves: an adapter in the folder, and what there is to know of it."""
+    """What `fine_tune` knows about the adapter that it wrote."""
 
     verdict: Verdict
-    parent: str  # a version's name, the base's where it began from nothing
+    parent: str  # the version that it continues from; the base version if it starts from the base
     examples: tuple[tuple[int, int], ...]  # (task id, annotation id) trained on
     held_out: tuple[tuple[int, int], ...]
     settings: dict[str, Any]
@@ -122,41 +116,45 @@ class Outcome:
     adapter_sha256: str
 
 
-def train(
+def ignore_progress(_: Progress) -> None:
+    """For callers that do not show it."""
+
+
+def fine_tune(
     loaded: LoadedModel,
     adapters: Adapters,
     snapshot: Snapshot,
-    unlabelled: Sequence[AnnotatedText],
-    parent: Path | None,
-    current: VersionInfo | None,
-    settings: TrainingSettings,
-    on_progress: Callable[[Progress], None],
     folder: Path,
+    *,
+    parent: ParentVersion | None = None,
+    unlabelled: Sequence[AnnotatedText] = (),
+    settings: TrainingSettings | None = None,
     guard: Sequence[LabelledText] | None = None,
+    on_progress: Callable[[Progress], None] = ignore_progress,
 ) -> Outcome:
-    """Train on a project's examples, write the adapter into `folder`, ask the gate.
+    """Train on a project's examples, write the adapter into `folder`, and ask the gate for a verdict.
 
-    The adapter begins as the one in `parent`, the folder of the version `current` that is served now; both None: that
-    is the base model. `on_progress` is called every second or so; an exception of it ends the training. Whatever ends
-    it, no adapter is in force then. `guard` stands for the shipped guard set.
-    Raises NotEnoughExamples, AdapterError for a parent that cannot be read, and TrainingFailed for a loss that is none.
+    The adapter starts as a copy of the parent's; without a parent, as no change to the base model. `on_progress` is
+    called about every second; if it raises, the training ends. However the training ends, no adapter is active after
+    it. `guard` replaces the shipped guard set.
+    Raises NotEnoughExamples, AdapterError if the parent cannot be read, and TrainingFailed if the loss is not finite.
     """
-    begun = time.monotonic()
-    course = _Course(
-        loaded, adapters, snapshot, current, settings, read_guard() if guard is None else guard, on_progress
-    )
+    began = time.monotonic()
+    settings = settings or TrainingSettings()
+    guard = read_guard() if guard is None else guard
+    tuning = _FineTuning(loaded, adapters, snapshot, parent, settings, guard, on_progress)
     try:
-        verdict = course.run(parent, unlabelled, folder)
+        verdict = tuning.run(unlabelled, folder)
     finally:
-        course.close()
+        tuning.close()
     return Outcome(
         verdict,
-        loaded.checkpoint.version if current is None else current.version,
-        _ids(course.train),
-        _ids(course.held_out),
-        asdict(settings) | {"strength": course.strength},
-        time.monotonic() - begun,
-        hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        loaded.checkpoint.version if parent is None else parent.info.version,
+        _ids(tuning.train),
+        _ids(tuning.held_out),
+        asdict(settings) | {"strength": tuning.strength},
+        time.monotonic() - began,
+        sha256_of(folder / WEIGHTS_FILE),
     )
 
 
@@ -164,20 +162,17 @@ def _ids(examples: Iterable[Example]) -> tuple[tuple[int, int], ...]:
     return tuple((example.task_id, example.annotation_id) for example in examples)
 
 
-Asked = tuple[tuple[str, ...], Text]  # the labels, and the text
-
-
 @dataclass(frozen=True, slots=True)
 class _Replay:
-    """Lessons against forgetting, with the base model's probabilities in their targets."""
+    """Lessons against forgetting. Their targets are the base model's probabilities."""
 
-    guard: tuple[Taught, ...]
-    asked: tuple[Taught, ...]
+    guard: tuple[EncodedLesson, ...]  # along the answers of the guard set
+    base_answers: tuple[EncodedLesson, ...]  # along answers of the base model
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """A model to be trained. `judged` are examples that it is not trained on."""
+class _PlannedModel:
+    """A model to train: the candidate, or one for a fold. `judged` are examples that it is not trained on."""
 
     stage: str
     lessons: tuple[Lesson, ...]
@@ -185,7 +180,7 @@ class _Plan:
     is_candidate: bool
 
 
-class _Course:
+class _FineTuning:
     """One training, from the snapshot to the verdict."""
 
     def __init__(
@@ -193,7 +188,7 @@ class _Course:
         loaded: LoadedModel,
         adapters: Adapters,
         snapshot: Snapshot,
-        current: VersionInfo | None,
+        parent: ParentVersion | None,
         settings: TrainingSettings,
         guard: Sequence[LabelledText],
         on_progress: Callable[[Progress], None],
@@ -201,6 +196,7 @@ class _Course:
         """Raises NotEnoughExamples."""
         self._loaded = loaded
         self._adapters = adapters
+        self._parent = parent
         self._settings = settings
         self._on_progress = on_progress
         self._guard = halves([sentence for sentence in guard if self._can_write(sentence.labels)])
@@ -208,7 +204,7 @@ class _Course:
         self._project = snapshot.project.key
         parts = split(self._project, snapshot.examples)
         self.train, self.held_out = parts.train, parts.held_out
-        seen = set() if current is None else {task_id for task_id, _ in current.examples}
+        seen = set() if parent is None else {task_id for task_id, _ in parent.info.examples}
         self._folds = self._choose_folds([example for example in self.train if example.task_id not in seen])
         self._judged = [*self.held_out, *(example for fold in self._folds for example in fold)]
         self._require_spans()
@@ -216,7 +212,7 @@ class _Course:
         self._step, self._steps = 0, 0
         self._loss: float | None = None
         self._training_s = 0.0
-        self.strength = settings.strengths[0]  # of the change, what is kept
+        self.strength = settings.strengths[0]  # the part of the trained change that is kept
 
     def _can_write(self, labels: tuple[str, ...]) -> bool:
         try:
@@ -227,7 +223,7 @@ class _Course:
         return True
 
     def _choose_folds(self, unseen: Sequence[Example]) -> list[tuple[Example, ...]]:
-        """Examples to be judged by models that are trained without them; none where the held-out tasks are enough."""
+        """Examples for cross-validation, in folds; none if there are enough held-out tasks."""
         num_held_out = sum(map(_has_spans, self.held_out))
         if num_held_out >= MIN_HELD_OUT or len(self.train) < 2:
             return []
@@ -237,23 +233,23 @@ class _Course:
         if not any(map(_has_spans, self.train)):
             raise NotEnoughExamples(
                 f"project {self._project!r}: none of the {len(self.train)} examples to train on has a span (another "
-                f"{len(self.held_out)} are held out to judge by); accept more annotations"
+                f"{len(self.held_out)} are held out for judging); accept more annotations"
             )
         if not any(map(_has_spans, self._judged)):
             raise NotEnoughExamples(
-                f"project {self._project!r}: there is nothing to judge a new version by, for the one served now was "
-                "trained on all examples with spans but those; accept more annotations"
+                f"project {self._project!r}: there is nothing to judge a new version by, since the current version was "
+                "trained on all examples with spans; accept more annotations"
             )
 
-    def run(self, parent: Path | None, unlabelled: Sequence[AnnotatedText], folder: Path) -> Verdict:
-        """Answer with the versions that are, train, save, answer with the new one, judge."""
+    def run(self, unlabelled: Sequence[AnnotatedText], folder: Path) -> Verdict:
+        """Answer with the base and the parent, train, save, answer with the new version, judge."""
         self._report()
         self._adapters.activate(None)
         guard_before = self._answer_texts(self._guard.gate)
         replay = self._replay(unlabelled)
-        if parent is not None:
-            self._adapters.activate(_CURRENT, parent)
-        before = self._answer(self._judged)
+        if self._parent is not None:
+            self._adapters.activate(_PARENT, self._parent.folder)
+        before = self._answer_examples(self._judged)
 
         plans = self._plans()
         steps = [self._num_steps(plan, replay) for plan in plans]
@@ -262,13 +258,13 @@ class _Course:
         guarded: list[Answers] = []
         for plan, num_steps in zip(plans, steps, strict=True):
             self._stage = plan.stage
-            self._fit(plan, num_steps, replay, parent)
+            self._train(plan, num_steps, replay)
             if plan.is_candidate:
-                guarded = self._weaken(guard_before)
+                guarded = self._keep_safe_part(guard_before)
                 self._adapters.save(_TRAINED, folder)
             else:
                 self._adapters.scale(_TRAINED, self.strength)
-            after += self._answer(plan.judged)
+            after += self._answer_examples(plan.judged)
             self._adapters.drop(_TRAINED)
         self._stage = "judging"
         self._report()
@@ -281,8 +277,8 @@ class _Course:
             cross_validated=bool(self._folds),
         )
 
-    def _weaken(self, guard_before: Sequence[tuple[Span, ...]]) -> list[Answers]:
-        """Keep as much of the adapter _TRAINED as the guard set allows; the result is what is answered there then."""
+    def _keep_safe_part(self, guard_before: Sequence[tuple[Span, ...]]) -> list[Answers]:
+        """Scale the adapter _TRAINED down as far as the guard set demands. Returns the answers there."""
         kept, guarded = 1.0, list[Answers]()
         for strength in self._settings.strengths:
             self._adapters.scale(_TRAINED, strength / kept)
@@ -295,7 +291,7 @@ class _Course:
             ]
             compared = gate.compare(guarded)
             log.info(
-                "with %g of the change the guard set's span F1 is %.3f, the base model's %.3f",
+                "with %g of the change, span F1 on the guard set is %.3f; the base model has %.3f",
                 strength,
                 compared.after.f1,
                 compared.before.f1,
@@ -305,21 +301,21 @@ class _Course:
         return guarded
 
     def close(self) -> None:
-        """Leave the model as it was, its adapters forgotten."""
-        for name in (_TRAINED, _CURRENT):
+        """Leave the model as it was, without the adapters of this training."""
+        for name in (_TRAINED, _PARENT):
             if name in self._adapters.loaded:
                 self._adapters.drop(name)
         self._adapters.activate(None)
 
-    def _plans(self) -> list[_Plan]:
-        """The candidate, judged on the held-out tasks, then a model for each fold."""
+    def _plans(self) -> list[_PlannedModel]:
+        """The candidate, which is judged on the held-out tasks, then a model for each fold."""
         lessons = {example.task_id: self._lessons(example) for example in self.train}
         plans = []
         for number, left_out in enumerate([(), *self._folds]):
             without = {example.task_id for example in left_out}
             chosen = tuple(row for task_id, rows in lessons.items() if task_id not in without for row in rows)
             stage = f"cross-validating {number} of {len(self._folds)}" if number else "training"
-            plans.append(_Plan(stage, chosen, left_out if number else self.held_out, number == 0))
+            plans.append(_PlannedModel(stage, chosen, left_out if number else self.held_out, number == 0))
         return plans
 
     def _lessons(self, example: Example) -> list[Lesson]:
@@ -327,138 +323,145 @@ class _Course:
         return [
             lesson
             for text in example.texts
-            for lesson in lessons_of(self._loaded.codec, text.labels, text.text, text.breaks, text.spans, weight)
+            for lesson in lessons_of(self._loaded.codec, text.question, text.spans, weight)
         ]
 
     def _replay(self, unlabelled: Sequence[AnnotatedText]) -> _Replay:
-        """What the base model, which is in force, is to go on saying."""
+        """The answers that must stay as they are. The base model must be active."""
         codec, weight = self._loaded.codec, self._settings.replay_weight
         guard = [
-            lesson
-            for text in self._guard.training
-            for lesson in lessons_of(codec, text.labels, text.text, text.breaks, text.spans, weight)
+            lesson for text in self._guard.training for lesson in lessons_of(codec, text.question, text.spans, weight)
         ]
-        asked = [*self._asked_of_project(unlabelled), *self._asked_of_guard(guard)]
-        said = self._answer_all(asked)
+        questions = [*self._questions_about_project(unlabelled), *self._questions_like_guard(guard)]
+        answers = self._answer(questions)
         lessons = [
             lesson
-            for (labels, text), spans in zip(asked, said, strict=True)
-            for lesson in lessons_of(codec, labels, text.text, text.breaks, spans, weight)
+            for question, spans in zip(questions, answers, strict=True)
+            for lesson in lessons_of(codec, question, spans, weight)
         ]
-        return _Replay(
-            tuple(self._softened(guard)),
-            tuple(self._softened(lessons)),
-        )
+        return _Replay(tuple(self._softened(guard)), tuple(self._softened(lessons)))
 
-    def _softened(self, lessons: Sequence[Lesson]) -> list[Taught]:
+    def _softened(self, lessons: Sequence[Lesson]) -> list[EncodedLesson]:
+        """The lessons with the active model's probabilities as their targets."""
         softened = []
-        for begin in range(0, len(lessons), _BATCH_WINDOWS):
+        for begin in range(0, len(lessons), _REPORT_EVERY_LESSONS):
             self._report()
-            taught = [encode(self._loaded.codec, lesson) for lesson in lessons[begin : begin + _BATCH_WINDOWS]]
-            softened += soften(self._loaded.family, taught)
+            encoded = [encode(self._loaded.codec, lesson) for lesson in lessons[begin : begin + _REPORT_EVERY_LESSONS]]
+            softened += soften(self._loaded.family, encoded)
         return softened
 
-    def _asked_of_project(self, unlabelled: Sequence[AnnotatedText]) -> list[Asked]:
-        """The project's texts, each with one of the guard set's label sets."""
+    def _questions_about_project(self, unlabelled: Sequence[AnnotatedText]) -> list[Question]:
+        """The project's texts, each with a label set of the guard set."""
         own = {label.casefold() for example in self.train for text in example.texts for label in text.labels}
-        sets = [_other_labels(sentence.labels, own) for sentence in self._guard.training]
+        sets = [_replayed_labels(sentence.labels, own) for sentence in self._guard.training]
         sets = [labels for labels in sets if labels]
-        texts: list[Text] = [*unlabelled, *(text for example in self.train for text in example.texts)]
+        passages = [
+            *(text.passage for text in unlabelled),
+            *(text.passage for example in self.train for text in example.texts),
+        ]
         if not sets:
             return []
-        texts = self._rng.sample(texts, min(len(texts), self._settings.max_replay_texts))
-        return [(self._rng.choice(sets), text) for text in texts]
+        passages = self._rng.sample(passages, min(len(passages), self._settings.max_replay_texts))
+        return [Question(passage, self._rng.choice(sets)) for passage in passages]
 
-    def _asked_of_guard(self, lessons: Sequence[Lesson]) -> list[Asked]:
-        """The guard sentences with each other's entities: like them, but there are more."""
+    def _questions_like_guard(self, lessons: Sequence[Lesson]) -> list[Question]:
+        """Variants of the guard sentences, with entities swapped among them."""
         mentions = {
             labels: mentions_by_label(lesson for lesson in lessons if lesson.labels == labels)
             for labels in {lesson.labels for lesson in lessons}
         }
         varied = [swapped(lesson, mentions[lesson.labels], 1.0, self._rng) for lesson in lessons]
         return [
-            (lesson.labels, LabelledText(" ".join(lesson.words), (), lesson.labels, ()))
+            Question(Passage(" ".join(lesson.words)), lesson.labels)
             for lesson in varied
             if self._loaded.codec.fits(lesson.labels, lesson.words)
         ]
 
-    def _num_steps(self, plan: _Plan, replay: _Replay) -> int:
+    def _num_steps(self, plan: _PlannedModel, replay: _Replay) -> int:
         steps = self._settings.epochs * len(self._epoch(plan, replay))
         return max(self._settings.min_steps, min(self._settings.max_steps, steps))
 
-    def _epoch(self, plan: _Plan, replay: _Replay) -> list[list[Taught]]:
-        """Batches of all lessons of the project, varied, with their share of the others."""
+    def _epoch(self, plan: _PlannedModel, replay: _Replay) -> list[list[EncodedLesson]]:
+        """Batches of one epoch: variants of all lessons of the project, and lessons against forgetting."""
         settings = self._settings
         mentions = mentions_by_label(plan.lessons)
         rows = [self._varied(lesson, mentions) for lesson in plan.lessons]
         for others, share, least in (
             (replay.guard, settings.guard_share, settings.min_guard),
-            (replay.asked, settings.replay_share, settings.min_replay),
+            (replay.base_answers, settings.replay_share, settings.min_replay),
         ):
-            # the models of the folds are asked about the project alone
+            # the models of the folds answer questions about the project only
             number = max(math.ceil(share * len(plan.lessons)), least if plan.is_candidate else 0)
             rows += self._rng.sample(others, min(len(others), number))
-        sized = [(row.num_tokens, row) for row in rows]
-        return batches(sized, settings.batch_lessons, settings.batch_tokens, self._rng)
+        lengths = [row.num_tokens for row in rows]
+        drawn = random_batches(lengths, settings.batch_lessons, settings.batch_tokens, self._rng)
+        return [[rows[index] for index in batch] for batch in drawn]
 
-    def _varied(self, lesson: Lesson, mentions: Mentions) -> Taught:
-        """With other entities of the project: the words around tell their label too, not only they themselves."""
+    def _varied(self, lesson: Lesson, mentions: Mentions) -> EncodedLesson:
+        """A variant with other entities of the project: the model must learn their context, not only their words."""
         codec = self._loaded.codec
         varied = swapped(lesson, mentions, self._settings.swap_share, self._rng)
         return encode(codec, varied if codec.fits(varied.labels, varied.words) else lesson)
 
-    def _fit(self, plan: _Plan, num_steps: int, replay: _Replay, parent: Path | None) -> None:
-        """Make the adapter _TRAINED, which is in force then."""
+    def _train(self, plan: _PlannedModel, num_steps: int, replay: _Replay) -> None:
+        """Train the adapter _TRAINED, which is active then."""
         settings = self._settings
-        begun = time.monotonic()
+        began = time.monotonic()
         shape = AdapterSettings(settings.rank, settings.alpha, settings.seed)
-        parameters = self._adapters.new(_TRAINED, shape, parent)
+        parameters = self._adapters.new(_TRAINED, shape, None if self._parent is None else self._parent.folder)
         optimizer = torch.optim.AdamW(parameters, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0)
-        queue: list[list[Taught]] = []
+        queue: list[list[EncodedLesson]] = []
         for step in range(num_steps):
             queue = queue or self._epoch(plan, replay)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * _rate(step, num_steps)
-            found = losses(self._loaded.family, queue.pop())
-            loss = found.decisions.detach().item()
+            loss = self._backward(queue.pop())
             if not math.isfinite(loss):
                 raise TrainingFailed(f"the loss became {loss} in step {step + 1} of {num_steps}, rate {settings.rate}")
-            total = found.decisions if found.draft is None else found.decisions + settings.draft_weight * found.draft
-            total.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             self._loss = loss if step == 0 or self._loss is None else 0.9 * self._loss + 0.1 * loss
             self._step += 1
-            self._training_s += time.monotonic() - begun
-            begun = time.monotonic()
+            self._training_s += time.monotonic() - began
+            began = time.monotonic()
             self._report()
 
-    def _answer(self, examples: Sequence[Example]) -> list[tuple[tuple[Span, ...], ...]]:
+    def _backward(self, batch: Sequence[EncodedLesson]) -> float:
+        """Compute the gradients of a batch; returns its loss per decision. If that is not finite, there are none."""
+        found = losses(self._loaded.family, batch)
+        loss = found.decisions.detach().item()
+        if math.isfinite(loss):
+            total = found.decisions
+            if found.draft is not None:
+                total = total + self._settings.draft_weight * found.draft
+            total.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def _answer_examples(self, examples: Sequence[Example]) -> list[tuple[tuple[Span, ...], ...]]:
         texts = iter(self._answer_texts([text for example in examples for text in example.texts]))
         return [tuple(next(texts) for _ in example.texts) for example in examples]
 
     def _answer_texts(self, texts: Sequence[LabelledText]) -> list[tuple[Span, ...]]:
-        return self._answer_all([(text.labels, text) for text in texts])
+        return self._answer([text.question for text in texts])
 
-    def _answer_all(self, asked: Sequence[Asked]) -> list[tuple[Span, ...]]:
+    def _answer(self, questions: Sequence[Question]) -> list[tuple[Span, ...]]:
         done: dict[int, tuple[Span, ...]] = {}
-        questions = [Question(Passage(text.text, text.breaks), labels) for labels, text in asked]
-        for some in Tagger.of(self._loaded).answer(questions):
-            done |= some
+        for finished in Tagger.of(self._loaded).answer(questions):
+            done |= finished
             self._report()
-        return [done[index] for index in range(len(asked))]
+        return [done[index] for index in range(len(questions))]
 
     def _report(self) -> None:
         eta_s = self._training_s / self._step * (self._steps - self._step) if self._step else None
         self._on_progress(Progress(self._stage, self._step, self._steps, self._loss, eta_s))
 
 
-def _other_labels(labels: tuple[str, ...], own: AbstractSet[str]) -> tuple[str, ...]:
-    """A guard label set as a project with the labels `own` is asked with it.
+def _replayed_labels(labels: tuple[str, ...], own: AbstractSet[str]) -> tuple[str, ...]:
+    """The labels of a guard label set that may be asked about a project with the labels `own`, casefolded.
 
-    With few of the project's labels it is another question, which may have another answer. With most of them it is the
-    project's own question, that annotators answer: then their labels are left out.
+    A set with at most half of the project's labels asks another question, so its answer may differ. A set with more of
+    them asks the project's own question, which annotators answer: then the shared labels are left out.
     """
     shared = {label for label in labels if label.casefold() in own}
     return labels if 2 * len(shared) <= len(own) else tuple(label for label in labels if label not in shared)
@@ -469,6 +472,6 @@ def _has_spans(example: Example) -> bool:
 
 
 def _rate(step: int, steps: int) -> float:
-    """The part of the peak rate at a step counted from 0: up over the first tenth, then down to zero."""
+    """The part of the peak rate at a step, counted from 0: it rises over the first tenth, then falls to zero."""
     warmup = max(1, steps // 10)
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))

@@ -1,15 +1,15 @@
-"""Whether a newly trained version may be served. No torch: answers in, a verdict out.
+"""The gate: whether a newly trained version may be served. It compares answers and gives a verdict. No torch.
 
-Both versions have answered tasks that neither was trained on. The new one is published only if
+Both versions have answered tasks that neither was trained on. The new version is published only if
 
-- it finds something, and its strict span F1 is not below that of the version that is served now; a paired bootstrap
-  over tasks says how sure that is;
-- its labels agree with the annotators' better than chance. F1 alone would not notice labels without any sense: against
-  a version that does not know the project yet, a new one wins by finding the right words, whatever it calls them. So
-  the annotators' labels are shuffled among the spans whose bounds the new version has right, and hardly any shuffling
-  may agree with it as well as theirs do (a permutation test: Good, "Permutation Tests", 2000). Where nearly all labels
-  agree, or the spans are too few for the test, F1 alone decides;
-- on the guard set its F1 is at most two points below that of the base model, which it must not forget.
+- it has a correct span, and its strict span F1 is not below that of the current version. A paired bootstrap over the
+  tasks estimates how probable it is that the new version is not worse;
+- its labels agree with the annotators' labels more often than by chance. F1 alone would not notice senseless labels: a
+  current version that does not know the project yet loses to any new one that finds the right words, whatever their
+  labels. The test takes the spans whose bounds are correct and shuffles the annotators' labels among them. Its p-value
+  is the share of shuffles that agree with the new version at least as well as the true labels do (a permutation test:
+  Good, "Permutation Tests", 2000). The test is skipped if the spans are too few, or if nearly all labels agree;
+- its F1 on the guard set is at most two points below that of the base model, which it must not forget.
 """
 
 import math
@@ -24,11 +24,11 @@ from backend.ner.scores import Counts
 from backend.ner.spans import Span
 
 _MAX_GUARD_LOSS = 0.02
-# A training on shuffled labels gets through with this probability; they are trained on again and again.
-_MAX_CHANCE = 0.01
-# The test can tell only where labels that all agree would be far less probable than that.
-_MAX_CHANCE_OF_ALL = 1e-4
-# Where one label is most of them, always saying it is no better than chance, and right nearly always all the same.
+# A version that was trained on senseless labels passes with this probability. Projects are trained many times.
+_MAX_P_VALUE = 0.01
+# The test needs so many spans that a full agreement by chance is far less probable than that.
+_MAX_CHANCE_OF_FULL_AGREEMENT = 1e-4
+# If most spans have one label, a version that always gives it is no better than chance, but nearly always correct.
 _NEARLY_ALL = 0.75
 
 _SAMPLES = 4000
@@ -37,124 +37,127 @@ _SEED = 13
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The spans of one task or sentence, text by text: the annotator's, and those of the two versions compared."""
+    """The spans of one task or sentence, text by text: the annotator's, and those of two versions."""
 
-    gold: tuple[tuple[Span, ...], ...]
+    expected: tuple[tuple[Span, ...], ...]
     before: tuple[tuple[Span, ...], ...]
     after: tuple[tuple[Span, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two versions on the same tasks or sentences, strictly: a span counts if bounds and label are right.
+    """Two versions on the same tasks or sentences. A span is correct if its bounds and its label are.
 
-    `sure` is the probability, 0..1, that the later one is not worse on others like these.
+    `p_not_worse` is the estimated probability, 0..1, that the later version is not worse on similar tasks.
     """
 
     num: int
     before: Counts
     after: Counts
-    sure: float
+    p_not_worse: float
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of the spans whose bounds are right: how many, and the part, 0..1, that has the annotator's label too.
+    """The spans with correct bounds: how many there are, and the share of them, 0..1, with the correct label.
 
-    `chance` is the probability that labels without sense agree as well; None where the spans are too few to tell.
+    `p_value` is the probability that senseless labels would agree at least as well; None if the spans are too few.
     """
 
-    num: int
-    part: float
-    chance: float | None
+    num_spans: int
+    share: float
+    p_value: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate says, in one sentence and in figures."""
+    """The gate's decision, with a sentence for people and its figures."""
 
     publish: bool
     reason: str
     tasks: Comparison
-    cross_validated: bool  # the later answers are those of versions that were trained without the task
+    cross_validated: bool  # the later answers come from models that were trained without the task
     guard: Comparison
     agreement: Agreement
 
     @property
     def scores(self) -> dict[str, float]:
-        """The figures as they are kept with a version. F1, `sure`, `label_*` are 0..1."""
+        """The figures as they are stored with a version. F1, `sure` (p_not_worse) and `label_*` are 0..1."""
         figures = {
             "held_out_tasks": self.tasks.num,
             "held_out_spans": self.tasks.after.expected,
             "cross_validated": float(self.cross_validated),
             "held_out_f1": self.tasks.after.f1,
             "held_out_f1_before": self.tasks.before.f1,
-            "sure": self.tasks.sure,
+            "sure": self.tasks.p_not_worse,
             "guard_f1": self.guard.after.f1,
             "guard_f1_before": self.guard.before.f1,
-            "matched_spans": self.agreement.num,
-            "label_agreement": self.agreement.part,
+            "matched_spans": self.agreement.num_spans,
+            "label_agreement": self.agreement.share,
         }
-        if self.agreement.chance is not None:
-            figures["label_chance"] = self.agreement.chance
+        if self.agreement.p_value is not None:
+            figures["label_chance"] = self.agreement.p_value
         return {name: round(float(value), 4) for name, value in figures.items()}
 
 
 def judge(tasks: Sequence[Answers], guard: Sequence[Answers], *, cross_validated: bool = False) -> Verdict:
-    """`before` is the version served now in `tasks`, and the base model in `guard`."""
+    """In `tasks`, `before` is the current version; in `guard`, it is the base model."""
     compared, guarded, agreed = compare(tasks), compare(guard), agreement(tasks)
     objection = _objection(compared, guarded, agreed)
-    reason = objection or _praise(compared, guarded, cross_validated)
+    reason = objection or _approval(compared, guarded, cross_validated)
     return Verdict(objection is None, reason, compared, cross_validated, guarded, agreed)
 
 
 def compare(answers: Sequence[Answers]) -> Comparison:
     """Counts of both versions, and a paired bootstrap over the tasks."""
     counts = np.array([_counts(answer) for answer in answers], dtype=np.int64).reshape(-1, 5)
-    there, found_before, right_before, found_after, right_after = map(int, counts.sum(0))
-    before = Counts(right_before, found_before, there)
-    after = Counts(right_after, found_after, there)
-    return Comparison(len(answers), before, after, _sure(counts))
+    expected, predicted_before, correct_before, predicted_after, correct_after = map(int, counts.sum(0))
+    before = Counts(correct_before, predicted_before, expected)
+    after = Counts(correct_after, predicted_after, expected)
+    return Comparison(len(answers), before, after, _p_not_worse(counts))
 
 
 def agreement(tasks: Sequence[Answers]) -> Agreement:
-    """The later version's labels beside the annotators', and a permutation test of whether that is more than chance."""
+    """How often the later version's labels agree with the annotators', and a permutation test against chance."""
     pairs = [pair for task in tasks for pair in _label_pairs(task)]
     labels = sorted({label for pair in pairs for label in pair})
     codes = np.array([[labels.index(label) for label in pair] for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    gold, found = codes.T
-    agreeing = int((gold == found).sum())
-    part = agreeing / len(pairs) if pairs else 0.0
-    if _log_arrangements(Counter(gold.tolist()).values()) < -math.log(_MAX_CHANCE_OF_ALL):
-        return Agreement(len(pairs), part, None)
+    expected, predicted = codes.T
+    agreeing = int((expected == predicted).sum())
+    share = agreeing / len(pairs) if pairs else 0.0
+    if _log_arrangements(Counter(expected.tolist()).values()) < -math.log(_MAX_CHANCE_OF_FULL_AGREEMENT):
+        return Agreement(len(pairs), share, None)
     rng = np.random.default_rng(_SEED)
-    as_good = sum(int((rng.permutation(gold) == found).sum()) >= agreeing for _ in range(_SAMPLES))
-    return Agreement(len(pairs), part, (1 + as_good) / (1 + _SAMPLES))
+    as_good = sum(int((rng.permutation(expected) == predicted).sum()) >= agreeing for _ in range(_SAMPLES))
+    return Agreement(len(pairs), share, (1 + as_good) / (1 + _SAMPLES))
 
 
 def _log_arrangements(counts: Collection[int]) -> float:
-    """The natural logarithm of the number of ways to lay out labels that occur so often. One of them agrees wholly."""
+    """The natural logarithm of the number of orders of labels with these counts. One order agrees fully."""
     return math.lgamma(sum(counts) + 1) - sum(math.lgamma(count + 1) for count in counts)
 
 
 def forgets(guard: Comparison) -> bool:
-    """Whether the later version has lost more on the guard set than a version may."""
+    """Whether the later version has lost more on the guard set than is allowed."""
     return guard.after.f1 < guard.before.f1 - _MAX_GUARD_LOSS
 
 
 def _objection(tasks: Comparison, guard: Comparison, agreed: Agreement) -> str | None:
     before, after = tasks.before.f1, tasks.after.f1
     if after == 0:
-        return f"rejected: it finds none of the {tasks.after.expected} spans of {tasks.num} tasks not trained on"
+        return (
+            f"rejected: it finds none of the {tasks.after.expected} spans in {tasks.num} tasks that it was not "
+            "trained on"
+        )
     if after < before:
         return (
             f"rejected: span F1 on {tasks.num} tasks that it was not trained on is {after:.3f}, below the {before:.3f} "
-            "of the version served now"
+            "of the current version"
         )
-    if agreed.chance is not None and agreed.chance > _MAX_CHANCE and agreed.part < _NEARLY_ALL:
+    if agreed.p_value is not None and agreed.p_value > _MAX_P_VALUE and agreed.share < _NEARLY_ALL:
         return (
-            f"rejected: of {agreed.num} spans found, {100 * agreed.part:.0f} % have the annotators' label, no better "
-            f"than chance (p = {agreed.chance:.2g}): do the annotations follow one rule?"
+            f"rejected: of {agreed.num_spans} spans found, {100 * agreed.share:.0f} % have the annotators' label, no "
+            f"better than chance (p = {agreed.p_value:.2g}): do the annotations follow one rule?"
         )
     if forgets(guard):
         return (
@@ -164,19 +167,19 @@ def _objection(tasks: Comparison, guard: Comparison, agreed: Agreement) -> str |
     return None
 
 
-def _praise(tasks: Comparison, guard: Comparison, cross_validated: bool) -> str:
+def _approval(tasks: Comparison, guard: Comparison, cross_validated: bool) -> str:
     how = "by cross-validation over" if cross_validated else "on"
     return (
-        f"published: span F1 {how} {tasks.num} tasks is {tasks.after.f1:.3f}, with the version before "
-        f"{tasks.before.f1:.3f} (not worse: {100 * tasks.sure:.0f} % sure); on the guard set {guard.after.f1:.3f}, "
-        f"the base model {guard.before.f1:.3f}"
+        f"published: span F1 {how} {tasks.num} tasks is {tasks.after.f1:.3f}, before {tasks.before.f1:.3f} "
+        f"({100 * tasks.p_not_worse:.0f} % probable that it is not worse); "
+        f"on the guard set {guard.after.f1:.3f}, base model {guard.before.f1:.3f}"
     )
 
 
 def _counts(answers: Answers) -> tuple[int, int, int, int, int]:
-    """There; found and right before; found and right after."""
-    gold, before, after = _strict(answers.gold), _strict(answers.before), _strict(answers.after)
-    return len(gold), len(before), len(gold & before), len(after), len(gold & after)
+    """Expected; predicted and correct before; predicted and correct after."""
+    expected, before, after = _strict(answers.expected), _strict(answers.before), _strict(answers.after)
+    return len(expected), len(before), len(expected & before), len(after), len(expected & after)
 
 
 def _strict(texts: Sequence[Sequence[Span]]) -> set[tuple[int, int, int, str]]:
@@ -184,22 +187,25 @@ def _strict(texts: Sequence[Sequence[Span]]) -> set[tuple[int, int, int, str]]:
 
 
 def _label_pairs(answers: Answers) -> Iterator[tuple[str, str]]:
-    """The annotator's label and the later version's, of each span that both have."""
-    found = {(index, span.start, span.end): span.label for index, spans in enumerate(answers.after) for span in spans}
-    for index, spans in enumerate(answers.gold):
+    """The annotator's label and the later version's, for each span with bounds that both have."""
+    later = {(index, span.start, span.end): span.label for index, spans in enumerate(answers.after) for span in spans}
+    for index, spans in enumerate(answers.expected):
         for span in spans:
-            label = found.get((index, span.start, span.end))
+            label = later.get((index, span.start, span.end))
             if label is not None:
                 yield span.label, label
 
 
-def _sure(counts: NDArray[np.int64]) -> float:
-    """`counts` (tasks, 5) are those of `_counts`. Where both are alike in a sample, it says neither."""
+def _p_not_worse(counts: NDArray[np.int64]) -> float:
+    """The share of bootstrap samples in which the later version is better; a tie counts half.
+
+    `counts` (tasks, 5) are those of `_counts`.
+    """
     if not len(counts):
         return 0.0
     rng = np.random.default_rng(_SEED)
     picks = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=_SAMPLES)
-    there, found_before, right_before, found_after, right_after = (picks @ counts).T
-    before = right_before / np.maximum(1, there + found_before)
-    after = right_after / np.maximum(1, there + found_after)
+    expected, predicted_before, correct_before, predicted_after, correct_after = (picks @ counts).T
+    before = correct_before / np.maximum(1, expected + predicted_before)  # half of F1
+    after = correct_after / np.maximum(1, expected + predicted_after)
     return float(np.mean(np.where(after == before, 0.5, after > before)))

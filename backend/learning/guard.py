@@ -1,12 +1,12 @@
-"""The guard set: varied labelled sentences that are written for this project and shipped with it.
+"""The guard set: varied labelled sentences, written for this project and shipped with it.
 
-A model that learns a project must not forget what it could do before: half of the sentences are replayed in training,
-the other half tell whether it did. Which half a sentence is in depends on its text alone. No torch.
+A model that is trained on a project must not forget what it could do before. Half of the sentences are replayed in
+training; the gate measures with the other half. The half that a sentence is in depends on its text alone. No torch.
 
-The file has blocks. A block begins with a line `labels: person, organization, location`, which are the labels that its
-sentences are asked with; every other line is a sentence with its entities marked in it,
-`[Angela Merkel](person) met [Barack Obama](person) in [Berlin](location).` A backslash takes the next sign as it is, so
-that a text can hold `[`. Lines that begin with # are comments; blank lines separate nothing.
+The file has blocks. A block begins with a line such as `labels: person, organization, location`: the labels that are
+asked for in its sentences. Every other line is a sentence with marked entities,
+`[Angela Merkel](person) met [Barack Obama](person) in [Berlin](location).` A backslash makes the next character plain
+text, such as `\\[`. Lines that begin with # are comments. Blank lines are ignored.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from backend.errors import CorpusError
 from backend.learning.examples import LabelledText
 from backend.ner import segment
 from backend.ner.bio import OUTSIDE
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Span
 
 GUARD = Path(__file__).with_name("guard.txt")
 
@@ -27,15 +27,15 @@ _LABELS = "labels:"
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The two halves."""
+    """The two halves: lessons for training, and sentences that the gate measures with."""
 
     training: tuple[LabelledText, ...]
     gate: tuple[LabelledText, ...]
 
 
 def halves(sentences: Sequence[LabelledText]) -> Guard:
-    """Each sentence on the side that its text's hash says, so that more sentences move none to the other side."""
-    gate = [hashlib.sha256(sentence.text.encode()).digest()[0] % 2 == 1 for sentence in sentences]
+    """Split by a hash of each text, so that no sentence changes its half when others are added."""
+    gate = [hashlib.sha256(sentence.passage.text.encode()).digest()[0] % 2 == 1 for sentence in sentences]
     return Guard(
         tuple(sentence for sentence, is_gate in zip(sentences, gate, strict=True) if not is_gate),
         tuple(sentence for sentence, is_gate in zip(sentences, gate, strict=True) if is_gate),
@@ -43,7 +43,7 @@ def halves(sentences: Sequence[LabelledText]) -> Guard:
 
 
 def read_guard(path: Path = GUARD) -> tuple[LabelledText, ...]:
-    """All sentences of a file, in order. Raises CorpusError, naming file, line and what was expected."""
+    """All sentences of a file, in order. Raises CorpusError with the file, the line and what was expected."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -61,9 +61,10 @@ def read_guard(path: Path = GUARD) -> tuple[LabelledText, ...]:
             sentence = _sentence(line, labels)
         except ValueError as error:
             raise CorpusError(f"{path}, line {number}: {error}") from error
-        if sentence.text in first_line_of:
-            raise CorpusError(f"{path}, line {number}: the sentence of line {first_line_of[sentence.text]} again")
-        first_line_of[sentence.text] = number
+        text = sentence.passage.text
+        if text in first_line_of:
+            raise CorpusError(f"{path}, line {number}: the sentence of line {first_line_of[text]} again")
+        first_line_of[text] = number
         sentences.append(sentence)
     if not sentences:
         raise CorpusError(f"{path} holds no sentence")
@@ -86,11 +87,11 @@ def _sentence(line: str, labels: tuple[str, ...]) -> LabelledText:
     for span in spans:
         if span.start not in starts or span.end not in ends:
             raise ValueError(f"the entity {text[span.start : span.end]!r} begins or ends inside a word")
-    return LabelledText(text, (), labels, spans)
+    return LabelledText(Passage(text), labels, spans)
 
 
 def _unmarked(line: str, labels: tuple[str, ...]) -> tuple[str, tuple[Span, ...]]:
-    """A marked line -> its text, and the entities in it."""
+    """A marked line -> its text and its entities."""
     text: list[str] = []
     spans: list[Span] = []
     opened: int | None = None
@@ -124,7 +125,7 @@ def _unmarked(line: str, labels: tuple[str, ...]) -> tuple[str, tuple[Span, ...]
 
 
 def _label_at(line: str, index: int) -> tuple[str, int]:
-    """The label in the brackets that begin at `index`, and where the line goes on."""
+    """The label in the parentheses that begin at `index`, and the index behind them."""
     end = line.find(")", index)
     if line[index : index + 1] != "(" or end < 0:
         raise ValueError(f"expected ](label) behind an entity, found {line[index - 1 :]!r}")

@@ -1,12 +1,12 @@
-"""Training jobs over RQ: one per project at a time, wherever workers run. Owner of the keys "gner:training:...".
+"""Training jobs in RQ: at most one per project at a time, on any number of machines. Owns the keys "gner:training:...".
 
-Two things keep it at one. The *slot* of a project names the job that is queued or running for it, so that no second
-one is enqueued. The *lease* is held by whoever trains, a job or a command in a terminal, and dies with its holder: a
-job that RQ starts again, because its worker seems dead, waits until the first has really ended.
+Two things keep it to one. The *slot* of a project names the job that is queued or running, so no second one is
+enqueued. The *lease* is held by the process that trains, a job or a command in a terminal. A job that RQ starts again,
+because its worker seems dead, waits until the lease is free.
 
-A process that is killed can tell nobody. So workers report every few seconds that their job is alive, and what is
-silent for too long is started again: by other workers, by the same worker when it is back, and by whoever asks for a
-job's status. An error is not tried again, for it would come again.
+A killed process cannot report its end. So workers report every few seconds that their job is alive. A job without a
+report for too long is started again: by another worker, by the same worker after its restart, or by a request for the
+job's status. A job that raised an error is not started again, since it would raise the same error again.
 """
 
 import logging
@@ -28,81 +28,81 @@ from rq.worker import Worker
 from backend import store
 from backend.errors import Gone
 from backend.learning.example_store import ExampleStore
-from backend.learning.lease import Run, slot_key
+from backend.learning.lease import TrainingRun, slot_key
+from backend.learning.progress import Progress
 
 log = logging.getLogger(__name__)
 
 QUEUE = "gner-training"
-MIN_EXAMPLES = 4  # with fewer there is nothing to compare two versions on
-# What the workers call; a dotted name, so that whoever enqueues need not import it.
+# What the workers call. It is a dotted name, so that the web process need not import it.
 TRAIN = "backend.worker.train"
 
 _TIMEOUT_S = 24 * 3600
 _KEPT_S = 30 * 86_400  # results and errors
 _RETRIES = 2  # of a job whose process or worker was killed
 
-# A worker reports every so often that its job runs; a job that is silent for longer is taken for dead, and an idle
-# worker looks for such ones every so often. Together they stay below a minute.
+# A worker reports this often that its job runs. A job without a report for _SILENCE_S is taken for dead, and an idle
+# worker looks for such jobs every _LOOK_S. Together they stay below a minute.
 _REPORT_S = 5
 _SILENCE_S = 30
 _LOOK_S = 10
-_RQ_DEQUEUE_MARGIN_S = 15  # an RQ worker waits so much less than its worker_ttl for a job
+_RQ_DEQUEUE_MARGIN_S = 15  # an RQ worker waits for a job for its worker_ttl less this
 _CLEANING_S = 30
 
 
 _OPEN = frozenset({"queued", "started", "deferred", "scheduled", "ready_to_enqueue"})
-# RQ's words for Label Studio's four
+# RQ's states -> the four of /job_status
 _STATES = {"started": "started", "finished": "finished", "failed": "failed", "stopped": "failed", "canceled": "failed"}
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What is known of a job."""
+    """The state of a job."""
 
     job: str
     project: str
     state: str  # queued, started, finished or failed
-    progress: dict[str, Any]  # stage, step, steps, loss, eta_s; empty before the first report
-    result: dict[str, Any] | None
+    progress: Progress | None  # None before the first report
+    result: dict[str, Any] | None  # what the job returned: TrainingResult.to_json
     error: str | None  # one sentence
 
 
 class _Queue(Queue):
     def acquire_maintenance_lock(self) -> bool:
-        # RQ's own lasts a quarter of an hour: one process killed while it cleans would stop all others from doing so
+        # RQ's own lock lasts a quarter of an hour: a process that is killed meanwhile would block all others
         return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=_CLEANING_S))
 
 
 class TrainingQueue:
-    """Who asks for a training, and what became of it. Thread-safe; every method raises StoreUnavailable."""
+    """Requests trainings and tells their state. Thread-safe. Every method raises StoreUnavailable."""
 
     def __init__(self, client: redis.Redis, default_after: int, function: str = TRAIN) -> None:
-        """A project is trained by itself after `default_after` changes; its params may say otherwise. 0: never."""
+        """A project is due after `default_after` changes, unless its params give another number. 0: never."""
         self._client = client
         self._default_after = default_after
         self._function = function
         self._queue = _Queue(QUEUE, connection=client, serializer=JSONSerializer)
 
     def request(self, project: str, *, from_base: bool = False) -> str:
-        """Have a project trained; returns the job, which is the one that is queued or running if there is one.
+        """Request a training and return its job. If one is queued or running already, that is the job.
 
-        While one is running, it is trained again afterwards, if its examples have changed since. `from_base`: not
-        from the project's current version, since that must not live on.
+        If one is running, the project is trained once more afterwards, provided that its examples have changed.
+        `from_base`: start from the base model, not from the project's current version.
         """
         with store.answering():
             self._clean()
             return self._request(project, asked=True, from_base=from_base)
 
     def request_if_due(self, project: str, examples: ExampleStore) -> str | None:
-        """As `request`, if enough annotations have changed since the last training; None if they have not."""
+        """Like `request`, but only if enough annotations have changed since the last training; else None."""
         with store.answering():
             after = self._after(project, examples.params(project))
             if not after or examples.changes(project) - examples.trained_changes(project) < after:
                 return None
             return self._request(project)
 
-    def ended(self, run: Run, examples: ExampleStore, changes: int) -> str | None:
-        """To be called by a job that trained on `changes`: requests the next one, if there is reason for it."""
+    def ended(self, run: TrainingRun, examples: ExampleStore, changes: int) -> str | None:
+        """To be called at the end of a job that trained on `changes`. Requests the next training if one is due."""
         with store.answering():
             examples.note_trained(run.project, changes)
             slot = _decoded(self._client.hgetall(slot_key(run.project)))
@@ -126,8 +126,8 @@ class TrainingQueue:
             job=job_id,
             project=str(job.args[0]),
             state=state,
-            # what a killed try had come to says nothing of the next one
-            progress={} if state == "queued" else dict(job.meta.get("progress") or {}),
+            # the progress of a killed attempt says nothing about the next one
+            progress=None if state == "queued" else _progress_of(job),
             result=None if ended is None or state == "failed" else ended.return_value,
             error=_error(ended.exc_string if ended is not None else None) if state == "failed" else None,
         )
@@ -159,7 +159,7 @@ class TrainingQueue:
                             retry=Retry(max=_RETRIES),
                             pipeline=pipe,
                         )
-                        log.info("project %s: training %s is requested", project, job)
+                        log.info("project %s: training %s is queued", project, job)
                     pipe.execute()
                 except redis.WatchError:
                     continue
@@ -175,7 +175,7 @@ class TrainingQueue:
             after = -1
         if after < 0 or isinstance(given, bool):
             log.warning(
-                "project %s: its extra params say train_after=%r; expected 0 or more, so it is %d",
+                "project %s: train_after=%r in its extra params; expected 0 or more, %d is used",
                 project,
                 given,
                 self._default_after,
@@ -184,12 +184,17 @@ class TrainingQueue:
         return after
 
     def _clean(self) -> None:
-        """Have what is silent for too long started again or failed: there may be no worker that does it."""
+        """Start jobs without recent reports again, or fail them: there may be no worker that does."""
         if self._queue.started_job_registry.get_expired_job_ids() and self._queue.acquire_maintenance_lock():
             try:
                 clean_registries(self._queue)
             finally:
                 self._queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
+
+
+def _progress_of(job: Job) -> Progress | None:
+    stored = job.meta.get("progress")
+    return Progress.from_json(stored) if stored else None
 
 
 def _text(value: Any) -> str:
@@ -201,36 +206,33 @@ def _decoded(fields: Any) -> dict[str, str]:
 
 
 def _error(traceback: str | None) -> str:
-    """The last line of a traceback, without the module of the exception's class; RQ's own words are made plain."""
+    """The last line of a traceback, without the module of the exception. RQ's own messages are put in plain words."""
     lines = [line for line in (traceback or "").splitlines() if line.strip()]
     if not lines:
-        return "it ended without saying why"
+        return "it ended without an error message"
     last = lines[-1].strip()
     if "AbandonedJobError" in last:
-        return f"its worker ended in the middle of it, {_RETRIES + 1} times"
+        return f"its worker ended during the training, {_RETRIES + 1} times"
     if last.startswith("Work-horse terminated unexpectedly"):
-        return f"its process ended in the middle of it, {_RETRIES + 1} times (out of memory?): {last.strip('; ')}"
+        return f"its process ended during the training, {_RETRIES + 1} times (out of memory?): {last.strip('; ')}"
     name, colon, rest = last.partition(":")
     return f"{name.rpartition('.')[2]}{colon}{rest}"
-
-
-# --- while a project is trained
 
 
 # --- workers
 
 
 class TrainingWorker(Worker):
-    """A worker that starts a fresh process per job, and when it is told to end puts its job back into the queue.
+    """A worker with a fresh process for each job. When it is told to stop, it puts its job back into the queue.
 
-    RQ's SpawnWorker does the first too, but shows the store's password to everybody who can list processes.
+    RQ's SpawnWorker also starts processes, but with the store's password in their command lines.
     """
 
     horse_command: Sequence[str] = ()  # worker, job and execution are appended
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
         assert self.execution is not None
-        # a session of its own, for RQ kills the process's whole group
+        # in a session of its own, since RQ kills the process's whole group
         command = [*self.horse_command, self.name, job.id, self.execution.id]
         self._horse = subprocess.Popen(command, start_new_session=True)
         self._horse_pid = self._horse.pid
@@ -239,26 +241,31 @@ class TrainingWorker(Worker):
         return _SILENCE_S
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
-        if self._stop_requested:  # told between taking the job and starting its process
+        if self._stop_requested:  # since before the process was started
             self.kill_horse()
         try:
             super().maintain_heartbeats(job, execution)
-        except redis.RedisError as error:  # the training goes on; whether the store comes back in time is seen then
+        except redis.RedisError as error:  # the training goes on: the store may come back
             log.warning("worker %s: the store does not answer: %s", self.name, error)
 
     def handle_warm_shutdown_request(self) -> None:
         if self.horse_pid:
-            log.info("the worker is told to end: its training goes back into the queue")
+            log.info("the worker stops: its training goes back into the queue")
             self.kill_horse()
 
     def handle_work_horse_killed(self, job: Job, retpid: int, ret_val: int, rusage: Any) -> None:
         super().handle_work_horse_killed(job, retpid, ret_val, rusage)  # type: ignore[no-untyped-call]
-        if self._stop_requested:  # it did nothing wrong, and keeps its number of tries
-            job.retries_left = (job.retries_left or 0) + 1
+        if self._stop_requested:
+            _give_back_attempt(job)
+
+
+def _give_back_attempt(job: Job) -> None:
+    """Undo the count of an attempt that ended only because its worker had to end."""
+    job.retries_left = (job.retries_left or 0) + 1
 
 
 def work(client: redis.Redis, horse_command: Sequence[str]) -> bool:
-    """Do jobs until a signal says stop. False if something else ended it. Raises StoreUnavailable."""
+    """Do jobs until a signal stops the worker. False if something else ended it. Raises StoreUnavailable."""
     with store.answering():
         worker = TrainingWorker(
             [_Queue(QUEUE, connection=client, serializer=JSONSerializer)],
@@ -269,14 +276,14 @@ def work(client: redis.Redis, horse_command: Sequence[str]) -> bool:
             job_monitoring_interval=_REPORT_S,
         )
         worker.horse_command = tuple(horse_command)
-        # RQ tells of every look for dead jobs
+        # RQ logs every search for dead jobs
         worker.log.setLevel(logging.WARNING)
         worker.work()
     return worker._shutdown_requested_date is not None
 
 
 def work_horse(client: redis.Redis, worker_name: str, job_id: str, execution_id: str) -> None:
-    """Do one job that a worker took; does not return."""
+    """Do one job that a worker has taken. Does not return."""
     worker = TrainingWorker.find_by_key(
         TrainingWorker.redis_worker_namespace_prefix + worker_name, connection=client, serializer=JSONSerializer
     )

@@ -1,4 +1,7 @@
-"""The lease on a project: whoever trains it holds it, a job or a command in a terminal, and it dies with its holder."""
+"""The lease on a project: whoever trains the project holds it, be it a job or a command in a terminal.
+
+A holder renews its lease every second. If the holder dies, the lease expires.
+"""
 
 import logging
 import os
@@ -12,22 +15,17 @@ from typing import Any
 
 import redis
 from rq import get_current_job
+from rq.job import Job
 
 from backend import store
+from backend.learning.progress import Progress
 
 log = logging.getLogger(__name__)
 
 _LEASE_S = 20
-
-
-_BEAT_S = 1.0
-
-
+_RENEW_EVERY_S = 1.0
 _PROGRESS_EVERY_S = 1.0
-
-
 _LOGGED_EVERY_S = 10.0
-
 
 _RENEW = """
 local holder = redis.call('GET', KEYS[1])
@@ -36,32 +34,31 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 
-
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 class Abandoned(Exception):
-    """This process must not go on with its job: its worker is dead, or the job has been given to another."""
+    """This process must not go on with its job: its worker is dead, or another process has the job."""
 
 
 def slot_key(project: str) -> str:
-    """A hash: `job`; `again` if another training was asked for while it ran; `from_base` if it must begin there."""
+    """A hash: `job`; `again` if one more training was requested; `from_base` if it must start from the base."""
     return f"gner:training:{project}"
 
 
-def _lease(project: str) -> str:
+def _lease_key(project: str) -> str:
     return f"gner:training:{project}:lease"
 
 
 @dataclass(slots=True)
-class Run:
-    """A training that is under way: nobody else trains this project meanwhile."""
+class TrainingRun:
+    """A training that is running. No other process trains the project meanwhile."""
 
     project: str
-    job: str | None = None  # None: not for the queue, but by hand
+    job: str | None = None  # None for a training that is started by hand
     from_base: bool = False
-    on_progress: Callable[[dict[str, Any]], None] = lambda _: None
-    why_stop: Callable[[], str] = lambda: ""  # why this process must not go on; empty: it may
+    on_progress: Callable[[Progress], None] = lambda _: None
+    why_stop: Callable[[], str] = lambda: ""  # why this process must stop; empty if it may go on
     _saved_s: float = field(default=0.0, init=False)
     _logged_s: float = field(default=0.0, init=False)
     _stage: str = field(default="", init=False)
@@ -70,112 +67,135 @@ class Run:
         """Raises Abandoned if this process must not go on."""
         reason = self.why_stop()
         if reason:
-            raise Abandoned(f"project {self.project}: training ends here: {reason}")
+            raise Abandoned(f"project {self.project}: this training stops: {reason}")
 
-    def report(
-        self, stage: str, step: int = 0, steps: int = 0, loss: float | None = None, eta_s: float | None = None
-    ) -> None:
-        """Tell how far it is, to /job_status and the log; as often as one likes. Raises Abandoned."""
+    def report(self, progress: Progress) -> None:
+        """Report progress to /job_status and the log. It may be called at any rate. Raises Abandoned."""
         self.check()
         now_s = time.monotonic()
-        new = stage != self._stage
-        self._stage = stage
-        progress = {"stage": stage, "step": step, "steps": steps, "loss": loss, "eta_s": eta_s}
-        if new or step == steps or now_s - self._saved_s >= _PROGRESS_EVERY_S:
+        is_new_stage = progress.stage != self._stage
+        self._stage = progress.stage
+        is_last_step = progress.step == progress.steps
+        if is_new_stage or is_last_step or now_s - self._saved_s >= _PROGRESS_EVERY_S:
             self._saved_s = now_s
             self.on_progress(progress)
-        if new or now_s - self._logged_s >= _LOGGED_EVERY_S:
+        if is_new_stage or now_s - self._logged_s >= _LOGGED_EVERY_S:
             self._logged_s = now_s
-            log.info("project %s: %s", self.project, describe(progress))
-
-
-def describe(progress: dict[str, Any]) -> str:
-    """A progress as a line of text."""
-    parts = [str(progress["stage"])]
-    if progress["steps"]:
-        parts.append(f"{progress['step']}/{progress['steps']}")
-    if progress["loss"] is not None:
-        parts.append(f"loss {progress['loss']:.4f}")
-    if progress["eta_s"] is not None:
-        parts.append(f"{progress['eta_s']:.0f} s left")
-    return ", ".join(parts)
+            log.info("project %s: %s", self.project, progress)
 
 
 @contextmanager
 def training(
-    client: redis.Redis, project: str, on_progress: Callable[[dict[str, Any]], None] = lambda _: None
-) -> Iterator[Run]:
-    """Train a project, by hand or in a job: waits until nobody else does. Raises StoreUnavailable."""
+    client: redis.Redis, project: str, on_progress: Callable[[Progress], None] = lambda _: None
+) -> Iterator[TrainingRun]:
+    """Hold the lease on a project, by hand or in a job. Waits while another process has it. Raises StoreUnavailable."""
     job = get_current_job()
-    # a job's process whose worker is gone would be nobody's: another worker gets the job
-    parent = os.getppid() if job is not None else None
-    lost: list[str] = []
 
-    def save(progress: dict[str, Any]) -> None:
+    def save(progress: Progress) -> None:
         on_progress(progress)
         if job is not None:
-            job.meta["progress"] = progress
-            try:
-                job.save_meta()  # type: ignore[no-untyped-call]
-            except redis.RedisError as error:  # it is no reason to lose a training
-                log.warning("project %s: its progress cannot be told: %s", project, error)
+            _save_progress(job, project, progress)
 
-    run = Run(project, None if job is None else job.id, on_progress=save, why_stop=lambda: lost[0] if lost else "")
-    with _leased(client, project, run, parent, lost):
+    # if the worker of a job is gone, another worker gets the job: then this process must stop
+    lease = _Lease(client, project, worker_pid=os.getppid() if job is not None else None)
+    run = TrainingRun(project, None if job is None else job.id, on_progress=save, why_stop=lambda: lease.why_lost)
+    with lease.held(run):
         with store.answering():
             run.from_base = bool(client.hexists(slot_key(project), "from_base")) and job is not None
         yield run
 
 
-@contextmanager
-def _leased(client: redis.Redis, project: str, run: Run, parent: int | None, lost: list[str]) -> Iterator[None]:
-    key, token, ended = _lease(project), uuid.uuid4().hex, threading.Event()
+def _save_progress(job: Job, project: str, progress: Progress) -> None:
+    job.meta["progress"] = progress.to_json()
+    try:
+        job.save_meta()  # type: ignore[no-untyped-call]
+    except redis.RedisError as error:  # a training goes on without it
+        log.warning("project %s: its progress cannot be stored: %s", project, error)
 
-    def beat() -> None:
-        renew = client.register_script(_RENEW)
-        while not ended.wait(_BEAT_S):
-            if parent is not None and os.getppid() != parent:
-                lost.append("the worker that started it has ended")
+
+class _Lease:
+    """The lease on one project, renewed by a thread for as long as it is held."""
+
+    def __init__(self, client: redis.Redis, project: str, worker_pid: int | None) -> None:
+        """`worker_pid` is the parent process that must stay alive; None for a training by hand."""
+        self._client = client
+        self._project = project
+        self._worker_pid = worker_pid
+        self._token = uuid.uuid4().hex
+        self._released = threading.Event()
+        self.why_lost = ""  # written by the thread; empty as long as the lease is held
+
+    @contextmanager
+    def held(self, run: TrainingRun) -> Iterator[None]:
+        """Wait for the lease, reporting so, then hold it."""
+        self._acquire(run)
+        renewing = threading.Thread(target=self._renew_until_released, name="lease", daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            self._released.set()
+            renewing.join()
+            self._release()
+
+    def _acquire(self, run: TrainingRun) -> None:
+        key = _lease_key(self._project)
+        with store.answering():
+            while not self._client.set(key, self._token, nx=True, px=_LEASE_S * 1000):
+                run.report(Progress("waiting for another training of this project"))
+                if self._worker_is_gone():
+                    raise Abandoned(f"project {self._project}: the worker that started its training has ended")
+                time.sleep(_RENEW_EVERY_S)
+
+    def _renew_until_released(self) -> None:
+        renew = self._client.register_script(_RENEW)
+        while not self._released.wait(_RENEW_EVERY_S):
+            if self._worker_is_gone():
+                self.why_lost = "the worker that started it has ended"
                 return
             try:
-                if not renew(keys=[key], args=[token, _LEASE_S * 1000]):
-                    lost.append("another process trains this project by now")
+                if not renew(keys=[_lease_key(self._project)], args=[self._token, _LEASE_S * 1000]):
+                    self.why_lost = "another process trains this project by now"
                     return
             except redis.RedisError as error:
-                log.warning("project %s: the store does not answer while it is trained: %s", project, error)
+                log.warning("project %s: the store does not answer during its training: %s", self._project, error)
 
-    with store.answering():
-        while not client.set(key, token, nx=True, px=_LEASE_S * 1000):
-            run.report("waiting for another training of this project")
-            if parent is not None and os.getppid() != parent:
-                raise Abandoned(f"project {project}: the worker that started its training has ended")
-            time.sleep(_BEAT_S)
-    beating = threading.Thread(target=beat, name="lease", daemon=True)
-    beating.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        beating.join()
+    def _release(self) -> None:
         try:
-            client.register_script(_RELEASE)(keys=[key], args=[token])
+            self._client.register_script(_RELEASE)(keys=[_lease_key(self._project)], args=[self._token])
         except redis.RedisError as error:
             log.warning(
-                "project %s: its lease ends by itself in %d s, for the store says: %s", project, _LEASE_S, error
+                "project %s: the store does not answer, so the lease expires only in %d s: %s",
+                self._project,
+                _LEASE_S,
+                error,
             )
 
+    def _worker_is_gone(self) -> bool:
+        return self._worker_pid is not None and os.getppid() != self._worker_pid
 
-def run_job(client: redis.Redis, project: str, work: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
-    """The frame of an RQ job: an error fails it at once, a sudden death lets it be started again."""
-    current = get_current_job()
-    assert current is not None, "not called by an RQ worker"
+
+def run_job(client: redis.Redis, project: str, work: Callable[[TrainingRun], dict[str, Any]]) -> dict[str, Any]:
+    """The frame of an RQ job. An error fails the job at once; if the process dies, the job is started again."""
+    job = get_current_job()
+    assert job is not None, "not called by an RQ worker"
     try:
         with training(client, project) as run:
             return work(run)
     except Abandoned as reason:
         log.warning("%s", reason)
-        # RQ must not write down how this ended: the job is somebody else's
-        os._exit(0)
-    except BaseException:
-        current.retries_left = 0
+        _leave_job_to_another_process()
         raise
+    except BaseException:
+        _forbid_retries(job)
+        raise
+
+
+def _leave_job_to_another_process() -> None:
+    """End this process so that RQ does not record a result: another process has the job by now."""
+    os._exit(0)
+
+
+def _forbid_retries(job: Job) -> None:
+    """The same error would come again. RQ retries are for processes that died."""
+    job.retries_left = 0

@@ -1,33 +1,24 @@
-"""Labelled texts -> what one training step sees: windows of words with a tag each, cut as at serving time. No torch."""
+"""Labelled texts -> lessons: windows of tagged words, cut as at serving time. No torch."""
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
+from backend.engine.batches import batches_by_length
 from backend.engine.codec import Codec
 from backend.learning.examples import Example
 from backend.ner import segment
 from backend.ner.bio import Mention, begun_anew, replace_mentions
-from backend.ner.spans import Span
+from backend.ner.spans import Question, Span
 
-_HELD_OUT = 5  # one task of so many is held out
-_POOL_BATCHES = 6  # batches of like length are cut from so many batches' lessons
-
-
-class Text(Protocol):
-    """A text as the model is asked about it: LabelledText and AnnotatedText both are one."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def breaks(self) -> tuple[int, ...]: ...
+_HELD_OUT = 5  # one task in this many is held out
+_POOL_BATCHES = 6  # as many batches are sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A window: the labels that are asked for, its words, and the tags that the model should answer."""
+    """A window to train on: the labels that are asked for, the words, and their correct tags."""
 
     labels: tuple[str, ...]
     words: tuple[str, ...]
@@ -37,14 +28,14 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A project's examples: to train on, and held out."""
+    """A project's examples: those to train on, and those held out."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
 
 
 def is_held_out(project: str, task_id: int) -> bool:
-    """A fifth of a project's tasks is never trained on. Which, only project key and task id decide."""
+    """Whether a task is never trained on: a fifth of them. It depends on project key and task id only."""
     return _hash(f"{project}:{task_id}") % _HELD_OUT == 0
 
 
@@ -57,7 +48,7 @@ def split(project: str, examples: Sequence[Example]) -> Split:
 
 
 def folds(project: str, examples: Sequence[Example], number: int) -> list[tuple[Example, ...]]:
-    """The examples in parts of like size, in an order that only project key and task ids decide."""
+    """The examples in parts of about equal size. The parts depend on project key and task ids only."""
     ordered = sorted(examples, key=lambda example: (_hash(f"fold:{project}:{example.task_id}"), example.task_id))
     return [part for part in (tuple(ordered[index::number]) for index in range(number)) if part]
 
@@ -66,16 +57,10 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def lessons_of(
-    codec: Codec,
-    labels: tuple[str, ...],
-    text: str,
-    breaks: Sequence[int],
-    spans: Sequence[Span],
-    weight: float = 1.0,
-) -> list[Lesson]:
-    """One lesson per window; every word is in one, O included. Raises PromptTooLong if the labels leave no room."""
-    words = segment.words(text, breaks)
+def lessons_of(codec: Codec, question: Question, spans: Sequence[Span], weight: float = 1.0) -> list[Lesson]:
+    """One lesson per window. They hold every word, O included. Raises PromptTooLong if the labels leave no room."""
+    passage, labels = question.passage, question.labels
+    words = segment.words(passage.text, passage.breaks)
     tags = segment.tags_of(spans, words)
     return [
         Lesson(
@@ -84,7 +69,7 @@ def lessons_of(
             begun_anew(tags[window.first_word : window.first_word + len(window.words)]),
             weight,
         )
-        for window in codec.windows(labels, text, words, breaks)
+        for window in codec.windows(labels, passage.text, words, passage.breaks)
     ]
 
 
@@ -92,7 +77,7 @@ Mentions = Mapping[str, Sequence[tuple[str, ...]]]  # the words of entities, by 
 
 
 def swapped(lesson: Lesson, others: Mentions, share: float, rng: random.Random) -> Lesson:
-    """The lesson with about the part `share` of its entities, 0..1, replaced by others of their label."""
+    """The lesson with a random part of its entities, about `share` (0..1), replaced by others of their label."""
 
     def choose(mention: Mention) -> tuple[str, ...]:
         own = lesson.words[mention.start : mention.end]
@@ -102,27 +87,18 @@ def swapped(lesson: Lesson, others: Mentions, share: float, rng: random.Random) 
     return replace(lesson, words=other.words, tags=other.tags)
 
 
-_Item = TypeVar("_Item")
+def random_batches(lengths: Sequence[int], max_rows: int, max_tokens: int, rng: random.Random) -> list[list[int]]:
+    """Indices of `lengths`, which are in tokens, in random batches of like length; padded, none exceeds `max_tokens`.
 
-
-def batches(
-    items: Iterable[tuple[int, _Item]], max_items: int, max_tokens: int, rng: random.Random
-) -> list[list[_Item]]:
-    """Items in random batches of like length; each is given with its tokens.
-
-    A batch has at most `max_items`, and padded at most `max_tokens` tokens, if it has more than one.
+    A row that is longer than `max_tokens` is a batch of its own.
     """
-    shuffled = list(items)
+    shuffled = list(range(len(lengths)))
     rng.shuffle(shuffled)
-    found: list[list[_Item]] = []
-    pool = max_items * _POOL_BATCHES
-    for begin in range(0, len(shuffled), pool):
-        batch: list[_Item] = []
-        for tokens, item in sorted(shuffled[begin : begin + pool], key=lambda pair: pair[0]):
-            if batch and (len(batch) == max_items or (len(batch) + 1) * tokens > max_tokens):
-                found.append(batch)
-                batch = []
-            batch.append(item)
-        found.append(batch)
-    rng.shuffle(found)
-    return found
+    batches: list[list[int]] = []
+    pool_rows = max_rows * _POOL_BATCHES
+    for begin in range(0, len(shuffled), pool_rows):
+        pool = shuffled[begin : begin + pool_rows]
+        of_pool = batches_by_length([lengths[index] for index in pool], max_tokens=max_tokens, max_rows=max_rows)
+        batches += [[pool[place] for place in batch] for batch in of_pool]
+    rng.shuffle(batches)
+    return batches

@@ -1,9 +1,9 @@
-"""The trained versions of every project, on disk: published whole or not at all, and a pointer to the one in use.
+"""The trained versions of every project on disk, and a pointer to the current one. A version is published atomically.
 
     MODEL_DIR/versions/<base version>/<project>/current.json
     MODEL_DIR/versions/<base version>/<project>/<version>/{adapter_model.safetensors, adapter_config.json, version.json}
 
-Processes on several machines may share the folder. What begins with a dot is unfinished and never looked at.
+Processes on several machines may share the folder. Names that begin with a dot are unfinished, and never read.
 """
 
 import fcntl
@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from backend.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from backend.errors import CorruptVersion, NothingToRollBack, UnknownVersion
 
 log = logging.getLogger(__name__)
 
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 PUBLISHED = "published"
 REJECTED = "rejected"
 
@@ -35,17 +34,17 @@ _VERSION_FILE = "version.json"
 _POINTER_FILE = "current.json"
 _LOCK_FILE = ".lock"
 _INCOMING = ".incoming-"
-# A killed trainer leaves its folder behind; none trains for so long.
+# A killed training leaves its folder behind. No training takes this long.
 _INCOMING_KEPT_S = 7 * 86_400
 _VERSION_HEX_DIGITS = 10
 _MAX_FILE_NAME = 200  # bytes; file systems allow 255
-# A file as young as this could be written again without its time of change telling.
+# A file that is younger than this could change again without a new modification time.
 _TIMESTAMP_GRAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """What a trained version is, was trained on and scored.
+    """A trained version: what it is, its training data and its scores.
 
     `created_at` is ISO 8601 in UTC. `examples` and `held_out` are (task id, annotation id). `scores` are F1 and
     probabilities, 0..1. `adapter_sha256` is filled in by `Registry.publish`.
@@ -67,17 +66,25 @@ class VersionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ParentVersion:
+    """The version that a training continues from, and the folder with its adapter."""
+
+    info: VersionInfo
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class _Pointer:
-    """Which version is in use, and those that were before it, the latest last. The base version is ""."""
+    """The current version and those before it, the latest last. The base version is ""."""
 
     current: str = ""
     history: tuple[str, ...] = ()
 
 
 def version_name(base_name: str, project: str, content_digest: str) -> str:
-    """`gner-mini-p2-0123456789`: another name whenever project or content are others.
+    """`gner-mini-p2-0123456789`: the name differs if the project or the content does.
 
-    `content_digest` stands for whatever the weights depend on, or for the weights themselves (`sha256_of`).
+    `content_digest` is a digest of the weights (`sha256_of`), or of all that they depend on.
     """
     digest = hashlib.sha256("\n".join([base_name, project, content_digest]).encode("utf-8", "surrogatepass"))
     readable = re.sub(r"[^\w.-]+", "-", base_name).lstrip(".")
@@ -86,7 +93,7 @@ def version_name(base_name: str, project: str, content_digest: str) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hex."""
+    """The SHA-256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -95,23 +102,23 @@ def sha256_of(path: Path) -> str:
 
 
 class Registry:
-    """The versions that were trained from one base version. Thread-safe, and safe between processes."""
+    """All versions that were trained from one base version. Thread-safe, and safe between processes."""
 
     def __init__(self, model_dir: Path, base_version: str) -> None:
         self.base_version = base_version
         self._root = model_dir.resolve() / "versions" / _file_name(base_version)
         self._project_of: dict[str, str] = {}
-        # adapter files as they were when their digest was found right: path -> (size, time of change)
+        # adapter files whose digest was correct: path -> (size, modification time)
         self._verified: dict[Path, tuple[int, int]] = {}
 
-    # --- what is there
+    # --- reading
 
     def projects(self) -> tuple[str, ...]:
-        """All that have a folder here, sorted."""
+        """The keys of all projects with a folder here, sorted."""
         return tuple(sorted(unquote(path.name, errors="surrogateescape") for path in _folders(self._root)))
 
     def versions(self, project: str) -> tuple[VersionInfo, ...]:
-        """Oldest first, rejected ones too; a folder that cannot be read is skipped with a line in the log."""
+        """Oldest first, rejected ones too. A folder that cannot be read is skipped with a log line."""
         found = []
         for path in _folders(self._project_folder(project)):
             try:
@@ -125,17 +132,17 @@ class Registry:
         return _read_info(self._known_folder(project, version))
 
     def folder(self, project: str, version: str) -> Path:
-        """Where an intact version's adapter lies.
+        """The folder of an intact version's adapter.
 
-        Raises UnknownVersion, and CorruptVersion if a file is missing or the adapter is not the one published. A file
-        that was found right is read again only once it has changed.
+        Raises UnknownVersion, and CorruptVersion if a file is missing or the adapter is not the published one. After a
+        successful check, the file is read again only when it has changed.
         """
         folder = self._known_folder(project, version)
         expected = _read_info(folder).adapter_sha256
-        adapter = folder / ADAPTER_FILE
+        adapter = folder / WEIGHTS_FILE
         try:
             before = adapter.stat()
-            (folder / ADAPTER_CONFIG_FILE).stat()
+            (folder / CONFIG_FILE).stat()
             stamp = (before.st_size, before.st_mtime_ns)
             if self._verified.get(adapter) == stamp:
                 return folder
@@ -146,14 +153,14 @@ class Registry:
         if actual != expected:
             raise CorruptVersion(
                 f"version {version!r} of project {project!r} is corrupt: the SHA-256 of {adapter} is {actual}, "
-                f"published was {expected}"
+                f"expected {expected}"
             )
         if read_at_s - before.st_mtime > _TIMESTAMP_GRAIN_S:
             self._verified[adapter] = stamp
         return folder
 
     def project_of(self, version: str) -> str | None:
-        """Whose version it is; None if it is nobody's, or the base."""
+        """The key of the project that has this version; None for the base and for an unknown version."""
         known = self._project_of.get(version)
         if known is None or not self._version_folder(known, version).is_dir():
             known = next((key for key in self.projects() if self._version_folder(key, version).is_dir()), None)
@@ -161,16 +168,23 @@ class Registry:
                 self._project_of[version] = known
         return known
 
-    # --- which one is in use
+    # --- the current version
 
     def current(self, project: str) -> str | None:
-        """The version in use; None: the base. Raises CorruptVersion if the pointer cannot be read."""
+        """The current version; None: the base. Raises CorruptVersion if the pointer cannot be read."""
         return self._pointer(project).current or None
 
-    def promote(self, project: str, version: str) -> None:
-        """Have a version used from now on; the base version's name means the base.
+    def parent_of_next(self, project: str) -> ParentVersion | None:
+        """The current version as a training continues from it; None: it starts from the base. Raises CorruptVersion."""
+        current = self.current(project)
+        if current is None:
+            return None
+        return ParentVersion(self.info(project, current), self.folder(project, current))
 
-        Raises UnknownVersion and CorruptVersion; the pointer stays as it was.
+    def promote(self, project: str, version: str) -> None:
+        """Make a version current; the name of the base version means the base.
+
+        Raises UnknownVersion and CorruptVersion, and then leaves the pointer as it was.
         """
         if version == self.base_version:
             if self._project_folder(project).is_dir():
@@ -180,7 +194,7 @@ class Registry:
             self._point_to(project, version)
 
     def rollback(self, project: str) -> str:
-        """Back to the version that was used before, by its name; one that is damaged by now is passed over.
+        """Make the version before the current one current again, and return its name. Damaged versions are skipped.
 
         Raises NothingToRollBack.
         """
@@ -198,11 +212,11 @@ class Registry:
             f"{self._pointer(project).current or self.base_version!r}"
         )
 
-    # --- new ones
+    # --- publishing
 
     @contextmanager
     def new_folder(self, project: str) -> Iterator[Path]:
-        """An empty folder to train into, on the disk where it will be published; removed if it was not."""
+        """An empty folder to train into, on the disk where it is published. It is removed if it was not published."""
         parent = self._project_folder(project)
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent)
@@ -216,15 +230,15 @@ class Registry:
     def publish(self, folder: Path, info: VersionInfo, *, promote: bool) -> None:
         """Move a folder of `new_folder`, with the adapter in it, to its place, then point to it if `promote`.
 
-        Whoever looks sees all of it or nothing, after a loss of power too. A name stands for the same weights for
-        ever: publishing it again changes its description only, or repairs it. Raises CorruptVersion if the adapter
-        is incomplete, or the name is there with other weights.
+        A reader sees all of it or nothing, even after a loss of power. A name always means the same weights:
+        publishing it again only changes its description, or repairs it. Raises CorruptVersion if the adapter is
+        incomplete, or if the name exists with other weights.
         """
         assert info.base == self.base_version, f"{info.version} was trained from {info.base}, not {self.base_version}"
-        for name in (ADAPTER_FILE, ADAPTER_CONFIG_FILE):
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
             if not (folder / name).is_file():
                 raise CorruptVersion(f"version {info.version!r} cannot be published: {folder / name} is missing")
-        info = replace(info, adapter_sha256=sha256_of(folder / ADAPTER_FILE))
+        info = replace(info, adapter_sha256=sha256_of(folder / WEIGHTS_FILE))
         _write_durably(folder / _VERSION_FILE, asdict(info))
         for path in folder.iterdir():
             _sync(path)
@@ -245,12 +259,12 @@ class Registry:
                 published = _read_info(target).adapter_sha256
                 if published != info.adapter_sha256:
                     raise CorruptVersion(
-                        f"version {info.version!r} of project {info.project!r} is there already with other weights "
+                        f"version {info.version!r} of project {info.project!r} exists already with other weights "
                         f"(SHA-256 {published}, not {info.adapter_sha256})"
                     )
                 _write_durably(target / _VERSION_FILE, asdict(info))
                 return
-            # set aside, not deleted in place: at no time is half of it there under its name
+            # moved aside first: a reader must never see half of it under its name
             damaged = target.with_name(f"{_INCOMING}{uuid.uuid4().hex}")
             target.replace(damaged)
             folder.replace(target)
@@ -274,12 +288,12 @@ class Registry:
         return folder
 
     def _is_intact(self, project: str, version: str) -> bool:
-        """Says why not in the log. The base, "", always is."""
+        """Whether a version can be used; logs why not. The base, "", always can."""
         try:
             if version:
                 self.folder(project, version)
         except (UnknownVersion, CorruptVersion) as error:
-            log.warning("passed over: %s", error)
+            log.warning("skipped: %s", error)
             return False
         return True
 
@@ -292,10 +306,10 @@ class Registry:
             return _Pointer()
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorruptVersion(
-                f"which version project {project!r} uses cannot be read from {path}: {error}"
+                f"the current version of project {project!r} cannot be read from {path}: {error}"
             ) from error
         if not all(isinstance(version, str) for version in (current, *history)):
-            raise CorruptVersion(f"which version project {project!r} uses cannot be read from {path}: {written}")
+            raise CorruptVersion(f"the current version of project {project!r} cannot be read from {path}: {written}")
         return _Pointer(current, history)
 
     def _point_to(self, project: str, version: str) -> None:
@@ -303,7 +317,7 @@ class Registry:
             try:
                 pointer = self._pointer(project)
             except CorruptVersion as error:
-                log.error("%s; it is written anew, without its history", error)
+                log.error("%s; the pointer is written anew, without its history", error)
                 pointer = _Pointer()
             if version != pointer.current:
                 self._write_pointer(project, _Pointer(version, (*pointer.history, pointer.current)))
@@ -314,14 +328,14 @@ class Registry:
 
     @contextmanager
     def _locked(self, project: str) -> Iterator[None]:
-        """Nobody else, in any process, changes this project's versions meanwhile."""
+        """Lock this project's versions against changes by other threads and processes."""
         with (self._project_folder(project) / _LOCK_FILE).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 
 def _file_name(name: str) -> str:
-    """Any text as the name of one file that does not begin with a dot; project keys and versions stay as they are."""
+    """Any text as a file name that does not begin with a dot. Project keys and versions stay as they are."""
     quoted = quote(name, safe="", errors="surrogatepass")
     if len(quoted) > _MAX_FILE_NAME:
         return hashlib.sha256(quoted.encode()).hexdigest()
@@ -339,7 +353,7 @@ def _read_info(folder: Path) -> VersionInfo:
     path = folder / _VERSION_FILE
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-        # a later release may have written more than we know
+        # a later release may have written more fields
         known = {each.name: written[each.name] for each in fields(VersionInfo)}
         known["examples"] = tuple((task, annotation) for task, annotation in known["examples"])
         known["held_out"] = tuple((task, annotation) for task, annotation in known["held_out"])
@@ -349,7 +363,7 @@ def _read_info(folder: Path) -> VersionInfo:
 
 
 def _write_durably(path: Path, content: dict[str, Any]) -> None:
-    """Replace a JSON file: after a loss of power it is the old one or the new one."""
+    """Replace a JSON file so that a loss of power leaves the old file or the new one."""
     incoming = path.with_name(f"{_INCOMING}{uuid.uuid4().hex}.json")
     with incoming.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
@@ -361,7 +375,7 @@ def _write_durably(path: Path, content: dict[str, Any]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -371,9 +385,9 @@ def _sync(path: Path) -> None:
 
 def _remove_abandoned(parent: Path) -> None:
     for path in parent.glob(f"{_INCOMING}*"):
-        with suppress(FileNotFoundError):  # another process removes it, too
+        with suppress(FileNotFoundError):  # another process removed it first
             if time.time() - path.stat().st_mtime > _INCOMING_KEPT_S:
-                log.info("removing %s, which a training that was ended left behind", path.name)
+                log.info("removing %s, which a killed training left behind", path.name)
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

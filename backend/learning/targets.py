@@ -1,10 +1,10 @@
-"""What a model says along a given answer, and how far that is from what it should say.
+"""A model's probabilities along a given answer, and their distance from the targets.
 
-One teacher-forced pass through the serving code: the source is begun as for decoding, the answer is fed as a whole, and
-logits are taken at the answer's decisions, over the tokens that are legal there.
+It is one teacher-forced pass through the serving code. The source is read as for decoding, the answer is fed at once,
+and logits are taken at the answer's decisions, over the tokens that are legal there.
 
-A target is a probability for each legal token: 1 for the right one, or what a model itself says at the moment
-(`soften`), for a model that is taught its own probabilities stays as it is (Hinton et al. 2015, arXiv:1503.02531).
+A target has a probability for each legal token: 1 for the correct one (`encode`), or the probabilities that a model has
+now (`soften`). A model that is trained on its own probabilities does not change (Hinton et al. 2015, arXiv:1503.02531).
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backend.engine.batches import batches_by_length
 from backend.engine.codec import Codec, EncodedPrompt
 from backend.engine.family import Family, pad
 from backend.learning.lessons import Lesson
@@ -25,11 +26,11 @@ _PASS_TOKENS = 8192  # source and target of a pass that needs no gradients, padd
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class EncodedLesson:
     """A lesson in tokens. Sizes: T fed tokens, N decisions, K legal tokens at most, W words, G tags.
 
-    `fed` is the answer up to what predicts its last decision, without the start token; the hidden state of fed token
-    `positions[i]`, with the start token as number 0, predicts decision i.
+    `fed` is the answer up to the token that predicts the last decision, without the start token. The hidden state of
+    token `positions[i]`, with the start token as number 0, predicts decision i.
     """
 
     prompt: EncodedPrompt
@@ -42,7 +43,7 @@ class Taught:
 
     @property
     def num_tokens(self) -> int:
-        """Of source and target."""
+        """Tokens of source and target."""
         return len(self.prompt.source_ids) + len(self.fed) + 1
 
 
@@ -55,15 +56,15 @@ class Losses:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What the model says of a batch, as logarithms of probabilities; minus infinity for what may not be chosen."""
+class _LogProbabilities:
+    """Of a batch; minus infinity for tokens that are not legal."""
 
     decisions: Tensor  # (all decisions, K)
     draft: Tensor | None  # (batch, W, G)
 
 
-def encode(codec: Codec, lesson: Lesson) -> Taught:
-    """Raises LabelsIndistinguishable and PromptTooLong."""
+def encode(codec: Codec, lesson: Lesson) -> EncodedLesson:
+    """The lesson with the correct answer as its targets. Raises LabelsIndistinguishable and PromptTooLong."""
     prompt = codec.encode(lesson.labels, lesson.words, lesson.tags)
     assert prompt.draft is not None
     tokens: list[int] = []
@@ -81,7 +82,7 @@ def encode(codec: Codec, lesson: Lesson) -> Taught:
     targets[range(len(decisions)), [decision.choice for decision in decisions]] = 1
     draft_targets = torch.zeros(len(prompt.draft), num_tags(len(lesson.labels)))
     draft_targets[range(len(prompt.draft)), list(prompt.draft)] = 1
-    return Taught(
+    return EncodedLesson(
         prompt,
         lesson.weight,
         tuple(tokens[: positions[-1]]),
@@ -92,41 +93,39 @@ def encode(codec: Codec, lesson: Lesson) -> Taught:
     )
 
 
-def losses(family: Family, batch: Sequence[Taught]) -> Losses:
-    """Cross-entropy of the targets and what the model says."""
-    said = _say(family, batch)
-    of_decisions = said.decisions.new_tensor([row.weight for row in batch for _ in row.decisions])
-    targets = _below([row.targets for row in batch], said.decisions)
-    decisions = (_cross_entropy(targets, said.decisions) * of_decisions).sum() / of_decisions.sum()
-    if said.draft is None:
+def losses(family: Family, batch: Sequence[EncodedLesson]) -> Losses:
+    """Cross-entropy of the targets and the model's probabilities."""
+    found = _log_probabilities(family, batch)
+    of_decisions = found.decisions.new_tensor([row.weight for row in batch for _ in row.decisions])
+    targets = _stacked([row.targets for row in batch], found.decisions)
+    decisions = (_cross_entropy(targets, found.decisions) * of_decisions).sum() / of_decisions.sum()
+    if found.draft is None:
         return Losses(decisions, None)
-    of_words = said.draft.new_tensor([row.weight for row in batch for _ in row.draft_targets])
-    drafts = torch.cat([said.draft[index, : len(row.draft_targets)] for index, row in enumerate(batch)])
-    draft_targets = _below([row.draft_targets for row in batch], drafts)
+    of_words = found.draft.new_tensor([row.weight for row in batch for _ in row.draft_targets])
+    drafts = torch.cat([found.draft[index, : len(row.draft_targets)] for index, row in enumerate(batch)])
+    draft_targets = _stacked([row.draft_targets for row in batch], drafts)
     return Losses(decisions, (_cross_entropy(draft_targets, drafts) * of_words).sum() / of_words.sum())
 
 
 @torch.no_grad()
-def soften(family: Family, lessons: Sequence[Taught]) -> list[Taught]:
-    """The lessons with what the model says now, along the same answers, as their targets."""
+def soften(family: Family, lessons: Sequence[EncodedLesson]) -> list[EncodedLesson]:
+    """The lessons with the model's present probabilities, along the same answers, as their targets."""
     softened = list(lessons)
-    order = sorted(range(len(lessons)), key=lambda index: lessons[index].num_tokens)
-    while order:
-        size = max(1, _PASS_TOKENS // lessons[order[-1]].num_tokens)
-        chosen, order = order[-size:], order[:-size]
-        said = _say(family, [lessons[index] for index in chosen])
+    lengths = [lesson.num_tokens for lesson in lessons]
+    for chosen in batches_by_length(lengths, max_tokens=_PASS_TOKENS):
+        found = _log_probabilities(family, [lessons[index] for index in chosen])
         ends = list(accumulate(len(lessons[index].decisions) for index in chosen))
         for row, (index, end) in enumerate(zip(chosen, ends, strict=True)):
             lesson = lessons[index]
-            targets = _probabilities(said.decisions[end - len(lesson.decisions) : end], lesson.targets)
+            targets = _probabilities(found.decisions[end - len(lesson.decisions) : end], lesson.targets)
             drafts = lesson.draft_targets
-            if said.draft is not None:
-                drafts = _probabilities(said.draft[row, : len(drafts)], drafts)
+            if found.draft is not None:
+                drafts = _probabilities(found.draft[row, : len(drafts)], drafts)
             softened[index] = replace(lesson, targets=targets, draft_targets=drafts)
     return softened
 
 
-def _say(family: Family, batch: Sequence[Taught]) -> _Said:
+def _log_probabilities(family: Family, batch: Sequence[EncodedLesson]) -> _LogProbabilities:
     device: torch.device = family.model.device
     prompts = [row.prompt for row in batch]
     memory = family.begin(prompts)
@@ -142,19 +141,19 @@ def _say(family: Family, batch: Sequence[Taught]) -> _Said:
     index, legal = pad(columns, logits.device)
     at_options = logits.gather(1, index).masked_fill(legal == 0, float("-inf"))
     draft = family.draft(prompts, memory)
-    return _Said(at_options.log_softmax(-1), None if draft is None else draft.log_softmax(-1))
+    return _LogProbabilities(at_options.log_softmax(-1), None if draft is None else draft.log_softmax(-1))
 
 
-def _cross_entropy(targets: Tensor, said: Tensor) -> Tensor:
-    """Both (rows, options) -> (rows,). What may not be chosen is minus infinity, and asked for with 0."""
-    return -torch.where(targets > 0, targets * said, 0.0).sum(-1)
+def _cross_entropy(targets: Tensor, found: Tensor) -> Tensor:
+    """Both (rows, options) -> (rows,). An illegal token has minus infinity, and a target of 0."""
+    return -torch.where(targets > 0, targets * found, 0.0).sum(-1)
 
 
-def _probabilities(said: Tensor, like: Tensor) -> Tensor:
-    """Of as many options as `like` has; the others are padding."""
-    return said[:, : like.shape[-1]].exp().cpu()
+def _probabilities(found: Tensor, like: Tensor) -> Tensor:
+    """Probabilities of as many options as `like` has; the others are padding."""
+    return found[:, : like.shape[-1]].exp().cpu()
 
 
-def _below(rows: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Matrices below each other, with zeros at their right, as wide as `like` and on its device."""
+def _stacked(rows: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The rows of all matrices, padded with zeros to the width of `like`, on its device."""
     return torch.cat([functional.pad(row, (0, like.shape[-1] - row.shape[-1])) for row in rows]).to(like.device)

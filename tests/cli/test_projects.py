@@ -13,6 +13,8 @@ from backend.engine import checkpoint as checkpoints
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 from backend.learning.example_store import ExampleStore
 from backend.learning.registry import Registry, VersionInfo
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 from backend.settings import Settings
 from tests.support.command_line import run
 from tests.support.running import CONFIG
@@ -36,9 +38,9 @@ def examples(valkey: redis.Redis) -> ExampleStore:
 
 
 def fill(examples: ExampleStore, key: str, numbers: Sequence[int]) -> None:
-    labels = ControlLabels("label", (("person", "Person"),))
+    labels = ControlLabels("label", PromptLabels.of([("person", "Person")]))
     examples.save_project(Project(key, int(key.partition(".")[0]), f"title of {key[0]}", "digest", (labels,)))
-    text = AnnotatedText("label", "Marie Curie", (), ("Person",), (LabelledSpan(0, 11, "Person", "manual"),))
+    text = AnnotatedText("label", Passage("Marie Curie"), ("Person",), (LabelledSpan(0, 11, "Person", "manual"),))
     examples.put(key, [Annotation(number, number, 1, True, False, (text,), None, (), {}) for number in numbers])
 
 

@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from backend.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapters, AdapterSettings
+from backend.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from backend.engine.adapters import Adapters, AdapterSettings
 from backend.engine.codec import Codec
 from backend.engine.decode import ExactDecoder
 from backend.engine.family import Family

@@ -10,6 +10,8 @@ from backend.labelstudio import annotations, schema, wire
 from backend.labelstudio.annotations import annotation_of
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 from backend.learning.examples import was_corrected
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage
 
 SAMPLES = Path(__file__).parent / "samples"
 LABELS = '<Label value="Person"/><Label value="GPE" alias="place"/>'
@@ -57,7 +59,7 @@ def test_an_event_as_recorded(name: str, updated_at_us: int) -> None:
         updated_at_us=updated_at_us,
         accepted=True,
         ground_truth=False,
-        texts=(AnnotatedText("label", text, (), ("Person", "Place"), spans),),
+        texts=(AnnotatedText("label", Passage(text), ("Person", "Place"), spans),),
         predicted_version=None,
         predicted=(),
         dropped={},
@@ -73,7 +75,7 @@ def test_a_project_as_recorded() -> None:
         id=2,
         title="renamed",
         config_digest=schema.parse(event.project.label_config).digest,
-        controls=(ControlLabels("label", (("person", "Person"), ("place", "Place"))),),
+        controls=(ControlLabels("label", PromptLabels.of([("person", "Person"), ("place", "Place")])),),
         updated_at_us=1795333439158943,
     )
     ref = wire.ProjectRef(2, "2.1795333437")
@@ -96,12 +98,12 @@ def test_a_control_on_two_objects_is_one_control_with_two_texts() -> None:
         '<Text name="a" value="$a"/><Text name="b" value="$b"/></View>'
     )
     project = annotations.project_of_ref(wire.ProjectRef(1, "1"), schema.parse(config))
-    assert project.controls == (ControlLabels("label", (("ex", "X"), ("ix", "X"))),)
+    assert project.controls == (ControlLabels("label", PromptLabels.of([("ex", "X"), ("ix", "X")])),)
     regions = [region({"start": 0, "end": 1, "labels": ["X"]}) | {"to_name": "b"}]
     task = {"id": 10, "data": {"a": "one", "b": "two"}, "annotations": [{"id": 1, "result": regions}]}
     (item,) = wire.parse_annotated_task(task)
     annotation = annotation_of(item, schema.parse(config))
-    assert [(text.text, text.control, text.labels) for text in annotation.texts] == [
+    assert [(text.passage.text, text.control, text.labels) for text in annotation.texts] == [
         ("one", "label", ("X",)),
         ("two", "label", ("X",)),
     ]
@@ -142,7 +144,7 @@ XPATHS = {"start": "/p[2]/text()[1]", "end": "/p[2]/text()[1]", "startOffset": 3
 def test_both_forms_of_offsets_in_hypertext(value: dict[str, Any]) -> None:
     regions = [region({**value, "text": "Rome", "hypertextlabels": ["place"]}, "hypertextlabels")]
     annotation = annotated(HYPERTEXT, "<p>Ann 😀 &amp; Bob</p><p>in Rome</p>", regions)
-    assert (annotation.texts[0].text, annotation.texts[0].breaks) == ("Ann 😀 & Bobin Rome", (11,))
+    assert annotation.texts[0].passage == Passage("Ann 😀 & Bobin Rome", (11,))
     assert spans_of(annotation) == [[(14, 18, "place")]]
     assert annotation.dropped == {}
 
@@ -152,7 +154,7 @@ def test_paragraphs() -> None:
     annotation = annotated(
         PARAGRAPHS, [{"author": "A", "text": "Hi"}, {"text": "😀 Bob"}], [region(value, "paragraphlabels")]
     )
-    assert [text.text for text in annotation.texts] == ["Hi", "😀 Bob"]
+    assert [text.passage.text for text in annotation.texts] == ["Hi", "😀 Bob"]
     assert spans_of(annotation) == [[], [(2, 5, "Person")]]
 
 
@@ -234,5 +236,5 @@ def test_predictions_that_tell_little(prediction: dict[str, Any], version: str |
 def test_texts_of_a_task() -> None:
     task = wire.Task(10, {"text": "<p>a</p><p>b</p>"})
     texts = annotations.texts_of(task, schema.parse(HYPERTEXT))
-    assert texts == (AnnotatedText("label", "ab", (1,), ("Person", "place"), ()),)
+    assert texts == (AnnotatedText("label", Passage("ab", (1,)), ("Person", "place"), ()),)
     assert annotations.texts_of(wire.Task(None, {}), schema.parse(PARAGRAPHS)) == ()

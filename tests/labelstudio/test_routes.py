@@ -421,7 +421,7 @@ def test_an_annotation_is_stored_before_it_is_answered_and_once(client: FlaskCli
     expected = {"action": "ANNOTATION_CREATED", "status": "stored"}
     assert save(client, [7, 7]) == [{**expected, "changed": 1}, {**expected, "changed": 0}]
     [annotation] = services.examples.annotations(KEY)
-    assert (annotation.id, annotation.texts[0].text) == (7, "Marie went to Paris , x 7")
+    assert (annotation.id, annotation.texts[0].passage.text) == (7, "Marie went to Paris , x 7")
     [example] = services.examples.snapshot(KEY).examples
     assert [(span.start, span.end, span.label) for span in example.texts[0].spans] == [(0, 5, "person")]
 
@@ -482,7 +482,7 @@ def test_a_malformed_annotation_is_refused_and_nothing_is_stored(
 def test_new_tasks_are_noted_for_their_texts(client: FlaskClient, services: Services) -> None:
     post(client, "/webhook", event("TASKS_CREATED", tasks=tasks_of(*TEXTS[:2])), 202)
     wait_until(lambda: len(services.examples.unlabelled_texts(KEY)) == 2)
-    assert {text.text for text in services.examples.unlabelled_texts(KEY)} == set(TEXTS[:2])
+    assert {text.passage.text for text in services.examples.unlabelled_texts(KEY)} == set(TEXTS[:2])
 
 
 # --- training

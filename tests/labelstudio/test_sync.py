@@ -11,6 +11,7 @@ from backend.errors import InvalidLabelConfig, LabelStudioUnavailable, UnknownPr
 from backend.labelstudio import annotations, schema, wire
 from backend.labelstudio.sync import Reconciled, reconcile
 from backend.learning.example_store import ExampleStore
+from backend.ner.labels import PromptLabels
 
 CONFIG = '<View><Labels name="label" toName="text"><Label value="X"/></Labels><Text name="text" value="$text"/></View>'
 KEY = "2.1795333437"
@@ -64,7 +65,7 @@ def test_a_project_that_was_never_seen(store: ExampleStore) -> None:
     assert reconcile(source, store, 2) == Reconciled(KEY, listed=2, added=2, changed=0, removed=0)
     assert reconcile(source, store, 2) == Reconciled(KEY, listed=2, added=0, changed=0, removed=0)
     snapshot = store.snapshot(KEY)
-    assert (snapshot.project.title, snapshot.project.controls[0].names) == ("News", (("x", "X"),))
+    assert (snapshot.project.title, snapshot.project.controls[0].labels) == ("News", PromptLabels.of([("x", "X")]))
     assert [example.annotation_id for example in snapshot.examples] == [1]
 
 

@@ -20,9 +20,9 @@ def test_each_sentence_is_a_task_with_the_labels_of_all(tmp_path: Path) -> None:
     snapshot = conll.read_snapshot(file, "7.1")
     assert (snapshot.project.key, snapshot.project.id) == ("7.1", 7)
     texts = [example.texts[0] for example in snapshot.examples]
-    assert [text.text for text in texts] == ["Marie Curie in Paris", "nothing", "👩‍👩‍👧 Åse"]
+    assert [text.passage.text for text in texts] == ["Marie Curie in Paris", "nothing", "👩‍👩‍👧 Åse"]
     assert {text.labels for text in texts} == {("city", "person")}
-    found = [[(text.text[span.start : span.end], span.label) for span in text.spans] for text in texts]
+    found = [[(text.passage.text[span.start : span.end], span.label) for span in text.spans] for text in texts]
     assert found == [[("Marie Curie", "person"), ("Paris", "city")], [], [("Åse", "person")]]
     assert len({example.task_id for example in snapshot.examples}) == 3
     assert snapshot.remapping.kept == 3

@@ -17,7 +17,8 @@ from backend.errors import StoreUnavailable, UnknownProject
 from backend.learning.annotations import AnnotatedText, Annotation, ControlLabels, LabelledSpan, Project
 from backend.learning.example_store import MAX_UNLABELLED_TASKS, ExampleStore
 from backend.learning.examples import Example, LabelledText, Remapping, examples_of, was_corrected
-from backend.ner.spans import Span
+from backend.ner.labels import PromptLabels
+from backend.ner.spans import Passage, Span
 from backend.store import connect
 
 KEY = "2.1795333437"
@@ -27,7 +28,7 @@ PROJECT = Project(
     id=2,
     title="News 😀",
     config_digest="c1",
-    controls=(ControlLabels("label", (("person", "PER"), ("place", "LOC"))),),
+    controls=(ControlLabels("label", PromptLabels.of([("person", "PER"), ("place", "LOC")])),),
     updated_at_us=50,
 )
 
@@ -40,7 +41,9 @@ def text_of(
     breaks: tuple[int, ...] = (),
 ) -> AnnotatedText:
     """Spans are (start, end, stored label) of somebody's own, or with an origin."""
-    return AnnotatedText(control, text, breaks, labels, tuple(LabelledSpan(*(*span, "manual")[:4]) for span in spans))
+    return AnnotatedText(
+        control, Passage(text, breaks), labels, tuple(LabelledSpan(*(*span, "manual")[:4]) for span in spans)
+    )
 
 
 def saved(annotation_id: int = 1, task_id: int = 10, at_us: int = 100, **fields: Any) -> Annotation:
@@ -78,6 +81,50 @@ def test_what_is_put_comes_back(store: ExampleStore) -> None:
     )
     assert store.put(KEY, [annotation]) == 1
     assert store.annotations(KEY) == (annotation,)
+
+
+STORED_ANNOTATION = (
+    '{"id":1,"task":10,"us":1795333439008619,"accepted":true,"truth":false,"bare":[["label","Ann met Bob in Rome",'
+    '[4,9],["PER","LOC"],[]],["other","שלום 😀",[],["PER","LOC"],[]]],"texts":[[0,[[0,3,"PER","prediction"],'
+    '[4,7,"LOC","manual"]]],[1,[]]],"version":"gner-mini-1","predicted":[[0,[[0,3,"PER","prediction"]]],[1,[]]],'
+    '"dropped":{"out_of_bounds":2}}'
+)
+STORED_TEXTS = '[["label","Ann met Bob in Rome",[4],["PER","LOC"],[]]]'
+STORED_PROJECT = {
+    b"updated_at_us": b"50",
+    b"id": b"2",
+    b"config_digest": b'"c1"',
+    b"controls": b'[["label",[["person","PER"],["place","LOC"]]]]',
+    b"title": '"News 😀"'.encode(),
+}
+
+
+def test_the_stored_form_stays_as_it_is(store: ExampleStore, valkey: redis.Redis) -> None:
+    """A store that another release of the backend has filled can be read, and the other way round."""
+    first, second = text_of(breaks=(4, 9)), text_of(text="שלום 😀", control="other")
+    predicted = LabelledSpan(0, 3, "PER", "prediction")
+    annotation = saved(
+        at_us=1795333439008619,
+        texts=(replace(first, spans=(predicted, LabelledSpan(4, 7, "LOC", "manual"))), second),
+        predicted_version="gner-mini-1",
+        predicted=(replace(first, spans=(predicted,)), second),
+        dropped={"out_of_bounds": 2},
+    )
+    noted = (text_of(breaks=(4,)),)
+    prefix = f"gner:project:{KEY}"
+    store.put(KEY, [annotation])
+    store.note_texts(KEY, {11: noted})
+    assert valkey.hgetall(f"{prefix}:annotations") == {b"1": STORED_ANNOTATION.encode()}
+    assert valkey.hgetall(f"{prefix}:texts") == {b"11": STORED_TEXTS.encode()}
+    assert valkey.hgetall(f"{prefix}:project") == STORED_PROJECT
+    store.delete_project(KEY)
+    valkey.sadd("gner:projects", KEY)
+    valkey.hset(f"{prefix}:project", mapping=STORED_PROJECT)  # type: ignore[arg-type]
+    valkey.hset(f"{prefix}:annotations", "1", STORED_ANNOTATION)
+    valkey.hset(f"{prefix}:texts", "11", STORED_TEXTS)
+    assert store.project(KEY) == PROJECT
+    assert store.annotations(KEY) == (annotation,)
+    assert store.unlabelled_texts(KEY) == noted
 
 
 def test_an_annotation_told_again_changes_nothing(store: ExampleStore) -> None:
@@ -294,7 +341,7 @@ def test_the_first_texts_stay_and_labelled_ones_make_room(store: ExampleStore) -
     assert store.unlabelled_texts(KEY) == tuple(text for of_task in first.values() for text in of_task)
     store.put(KEY, [saved(1, task_id=5), saved(2, task_id=6)])
     store.note_texts(KEY, {task_id: (text_of(text=f"Text {task_id}"),) for task_id in (1000, 5, 1001, 1002)})
-    noted = [text.text for text in store.unlabelled_texts(KEY)]
+    noted = [text.passage.text for text in store.unlabelled_texts(KEY)]
     assert len(noted) == MAX_UNLABELLED_TASKS
     assert noted[-2:] == ["Text 1000", "Text 1001"]
 
@@ -313,7 +360,7 @@ def test_forgetting_a_task(store: ExampleStore) -> None:
     store.put(KEY, [saved(1), saved(2, texts=(text_of(text="Another text"),)), saved(3, task_id=11)])
     forgotten = store.forget(KEY, task_id=10)
     assert forgotten.annotation_ids == (1, 2)
-    assert sorted(text.text for text in forgotten.texts) == [TEXT, "Another text"]
+    assert sorted(text.passage.text for text in forgotten.texts) == [TEXT, "Another text"]
     assert not any(text.spans for text in forgotten.texts)
     assert [found.id for found in store.annotations(KEY)] == [3]
     assert store.put(KEY, [saved(1, at_us=200), saved(9)]) == 0
@@ -326,7 +373,7 @@ def test_forgetting_an_annotation(store: ExampleStore) -> None:
     store.put(KEY, [saved(1), saved(2)])
     forgotten = store.forget(KEY, annotation_id=1)
     assert forgotten.annotation_ids == (1,)
-    assert [text.text for text in forgotten.texts] == [TEXT, "noted"]
+    assert [text.passage.text for text in forgotten.texts] == [TEXT, "noted"]
     assert [found.id for found in store.annotations(KEY)] == [2]
     assert store.put(KEY, [saved(1, at_us=200)]) == 0
     assert store.forget(KEY, annotation_id=1).annotation_ids == ()
@@ -356,8 +403,8 @@ def test_a_snapshot(store: ExampleStore) -> None:
     snapshot = store.snapshot(KEY)
     both = ("person", "place")
     assert snapshot.examples == (
-        Example(10, 1, False, (LabelledText(TEXT, (), both, (Span(0, 3, "person", 1.0),)),)),
-        Example(11, 3, False, (LabelledText(TEXT, (), both, ()),)),  # nothing in it, which is worth learning too
+        Example(10, 1, False, (LabelledText(Passage(TEXT), both, (Span(0, 3, "person", 1.0),)),)),
+        Example(11, 3, False, (LabelledText(Passage(TEXT), both, ()),)),  # nothing in it, which is worth learning too
     )
     assert snapshot.remapping == Remapping(2, 0, 0, 0, 0, ())
     assert (snapshot.project, snapshot.changes) == (PROJECT, 2)
@@ -384,7 +431,9 @@ def test_one_example_per_task(of_task: list[Annotation], expected: int) -> None:
 def remapped(
     texts: Iterable[AnnotatedText], *controls: tuple[str, tuple[tuple[str, str], ...]]
 ) -> tuple[tuple[LabelledText, ...], Remapping]:
-    project = replace(PROJECT, controls=tuple(ControlLabels(*control) for control in controls))
+    project = replace(
+        PROJECT, controls=tuple(ControlLabels(name, PromptLabels.of(labels)) for name, labels in controls)
+    )
     examples, remapping = examples_of(project, [saved(texts=tuple(texts))])
     return (examples[0].texts if examples else ()), remapping
 
@@ -465,7 +514,7 @@ def test_spans_are_widened_to_whole_words(
 ) -> None:
     (labelled,), remapping = remapped([text_of([(*given, "PER")], text, breaks=breaks)], ("label", (PERSON,)))
     assert labelled.spans == (Span(*expected, "person", 1.0),)
-    assert (labelled.text, labelled.breaks) == (text, breaks)
+    assert labelled.passage == Passage(text, breaks)
     assert (remapping.widened, remapping.spans_dropped, remapping.overlaps_dropped) == (widened, 0, 0)
 
 

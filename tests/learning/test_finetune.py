@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from backend.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapters
+from backend.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from backend.engine.adapters import Adapters
 from backend.engine.checkpoint import Checkpoint, LoadedModel
 from backend.engine.codec import Codec
 from backend.engine.family import Family
@@ -16,10 +18,12 @@ from backend.errors import AdapterError, NotEnoughExamples, TrainingFailed
 from backend.learning import gate
 from backend.learning.annotations import AnnotatedText, ControlLabels, Project
 from backend.learning.examples import Example, LabelledText, Remapping, Snapshot
-from backend.learning.finetune import MIN_HELD_OUT, Outcome, Progress, TrainingSettings, _other_labels, train
+from backend.learning.finetune import MIN_HELD_OUT, Outcome, TrainingSettings, _replayed_labels, fine_tune
 from backend.learning.lessons import is_held_out, lessons_of
-from backend.learning.registry import VersionInfo
-from backend.learning.targets import encode, losses
+from backend.learning.progress import Progress
+from backend.learning.registry import ParentVersion, VersionInfo
+from backend.learning.targets import encode, losses, soften
+from backend.ner.labels import PromptLabels
 from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Passage, Question, Span
 from tests.learning.test_targets import with_head
@@ -42,7 +46,7 @@ def text(marked: str) -> LabelledText:
             spans.append(Span(start, start + len(word), label, 1.0))
         words.append(word)
         start += len(word) + 1
-    return LabelledText(" ".join(words), (), LABELS, tuple(spans))
+    return LabelledText(Passage(" ".join(words)), LABELS, tuple(spans))
 
 
 PATTERNS = (
@@ -53,7 +57,7 @@ PATTERNS = (
     "a work of art",
 )
 GUARD = [
-    LabelledText(f"The organization and location {number} : Clooney", (), ("organization", "person"), ())
+    LabelledText(Passage(f"The organization and location {number} : Clooney"), ("organization", "person"), ())
     for number in range(8)
 ]
 
@@ -66,7 +70,7 @@ def loaded(name: str) -> LoadedModel:
 
 
 def snapshot(examples: Iterable[Example], key: str = KEY) -> Snapshot:
-    project = Project(key, 2, "", "", (ControlLabels("label", tuple((label, label) for label in LABELS)),))
+    project = Project(key, 2, "", "", (ControlLabels("label", PromptLabels.of((label, label) for label in LABELS)),))
     return Snapshot(project, tuple(examples), Remapping(0, 0, 0, 0, 0, ()), 0)
 
 
@@ -78,13 +82,25 @@ def project(number: int = 20) -> Snapshot:
     return snapshot(example(task_id, text(PATTERNS[task_id % len(PATTERNS)])) for task_id in range(number))
 
 
+def judged_ids(number: int) -> list[int]:
+    """Task ids of which `number` are trained on, and enough others are held out: no cross-validation is needed."""
+    held_out = [task_id for task_id in range(500) if is_held_out(KEY, task_id)]
+    return [task_id for task_id in range(500) if not is_held_out(KEY, task_id)][:number] + held_out[: 2 * MIN_HELD_OUT]
+
+
+def project_without_folds(number: int = 20) -> Snapshot:
+    """As `project`, but only one model has to be trained."""
+    return snapshot(
+        example(task_id, text(PATTERNS[index % len(PATTERNS)])) for index, task_id in enumerate(judged_ids(number))
+    )
+
+
 def run(
     model: LoadedModel,
     of: Snapshot,
     folder: Path,
     *,
-    parent: Path | None = None,
-    current: VersionInfo | None = None,
+    parent: ParentVersion | None = None,
     settings: TrainingSettings = SETTINGS,
     unlabelled: Sequence[AnnotatedText] = (),
     reports: list[Progress] | None = None,
@@ -94,12 +110,21 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     reports = [] if reports is None else reports
     adapters = Adapters(model.family) if adapters is None else adapters
-    return train(model, adapters, of, unlabelled, parent, current, settings, reports.append, folder, guard)
+    return fine_tune(
+        model,
+        adapters,
+        of,
+        folder,
+        parent=parent,
+        unlabelled=unlabelled,
+        settings=settings,
+        guard=guard,
+        on_progress=reports.append,
+    )
 
 
 def answers(model: LoadedModel, of: Snapshot) -> dict[int, tuple[Span, ...]]:
-    texts = [labelled for example in of.examples for labelled in example.texts]
-    questions = [Question(Passage(labelled.text, labelled.breaks), labelled.labels) for labelled in texts]
+    questions = [labelled.question for example in of.examples for labelled in example.texts]
     return {index: spans for some in Tagger.of(model).answer(questions) for index, spans in some.items()}
 
 
@@ -113,7 +138,7 @@ def loss_on(model: LoadedModel, of: Snapshot) -> float:
         encode(model.codec, lesson)
         for example in of.examples
         for labelled in example.texts
-        for lesson in lessons_of(model.codec, labelled.labels, labelled.text, (), labelled.spans)
+        for lesson in lessons_of(model.codec, labelled.question, labelled.spans)
     ]
     with torch.no_grad():
         return losses(model.family, lessons).decisions.item()
@@ -122,25 +147,25 @@ def loss_on(model: LoadedModel, of: Snapshot) -> float:
 @pytest.mark.parametrize("name", MAKERS)
 def test_it_learns_and_leaves_the_base_alone(name: str, tmp_path: Path) -> None:
     model, reports = loaded(name), list[Progress]()
-    before, loss_before = answers(model, project()), loss_on(model, project())
+    before, loss_before = answers(model, project_without_folds()), loss_on(model, project_without_folds())
     adapters = Adapters(model.family)
     settings = replace(SETTINGS, min_steps=40, max_steps=40)
-    outcome = run(model, project(), tmp_path, settings=settings, reports=reports, adapters=adapters)
+    outcome = run(model, project_without_folds(), tmp_path, settings=settings, reports=reports, adapters=adapters)
     assert {file.name for file in tmp_path.iterdir()} == {WEIGHTS_FILE, CONFIG_FILE}
     assert all(report.loss is not None and report.loss > 0 for report in reports if report.step)
     assert outcome.parent == "tiny-0123456789"
     assert (adapters.active, adapters.loaded) == (None, ())
-    assert answers(model, project()) == before
-    assert loss_on(model, project()) == loss_before
+    assert answers(model, project_without_folds()) == before
+    assert loss_on(model, project_without_folds()) == loss_before
 
     serving = loaded(name)
     Adapters(serving.family).activate("trained", tmp_path)
-    assert loss_on(serving, project()) < 0.97 * loss_before
+    assert loss_on(serving, project_without_folds()) < 0.97 * loss_before
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_same_examples_make_the_same_adapter(name: str, tmp_path: Path) -> None:
-    first, second = (run(loaded(name), project(), tmp_path / folder) for folder in ("one", "two"))
+    first, second = (run(loaded(name), project_without_folds(), tmp_path / folder) for folder in ("one", "two"))
     assert first.adapter_sha256 == second.adapter_sha256
     assert (tmp_path / "one" / WEIGHTS_FILE).read_bytes() == (tmp_path / "two" / WEIGHTS_FILE).read_bytes()
     assert first.verdict == second.verdict
@@ -150,7 +175,7 @@ def test_the_draft_head_is_left_alone(tmp_path: Path) -> None:
     model = loaded("bert with a draft head")
     head = model.family._draft_head  # type: ignore[attr-defined]
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    run(model, project(), tmp_path)
+    run(model, project_without_folds(), tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
 
 
@@ -193,8 +218,7 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
         loaded("bert"),
         project(30),
         tmp_path / "child",
-        parent=tmp_path / "parent",
-        current=version(first),
+        parent=ParentVersion(version(first), tmp_path / "parent"),
         settings=still,
     )
     assert child.parent == "tiny-p2-1"
@@ -221,17 +245,51 @@ def test_no_more_of_the_change_is_kept_than_the_guard_set_allows(tmp_path: Path)
     assert kept[1e-6].after == kept[1e-6].before
 
 
+# Two halves that contradict each other: what is learnt of one is lost of the other.
+LIKED = text("Marie worked in Paris|city")
+CONTRADICTING = text("Marie worked in Paris|person")
+ONE_MODEL = replace(SETTINGS, swap_share=0.0, guard_share=0.0, min_guard=0, replay_share=0.0, min_replay=0)
+
+
+def trained(of: Snapshot, folder: Path, settings: TrainingSettings, **given: Any) -> LoadedModel:
+    """A model with the adapter that was trained on these examples."""
+    run(loaded("bert"), of, folder, settings=replace(settings, strengths=(1.0,)), **given)
+    model = loaded("bert")
+    Adapters(model.family).activate("trained", folder)
+    return model
+
+
 def test_corrections_weigh_more(tmp_path: Path) -> None:
-    plain = project()
-    corrected = snapshot(example(e.task_id, *e.texts, corrected=e.task_id % 2 == 0) for e in plain.examples)
-    shas = {run(loaded("bert"), of, tmp_path).adapter_sha256 for of in (plain, corrected)}
-    assert len(shas) == 2
+    """The heavier the corrected examples, the better they are learnt, and the worse those that contradict them."""
+    settings = replace(ONE_MODEL, min_steps=30, max_steps=30, batch_lessons=16)
+    ids = judged_ids(16)
+    of = snapshot(
+        example(task_id, LIKED if index % 2 else CONTRADICTING, corrected=index % 2 == 1)
+        for index, task_id in enumerate(ids)
+    )
+    corrected, others = snapshot([example(1, LIKED)]), snapshot([example(1, CONTRADICTING)])
+    preferences = []  # for the corrected answer, in nats per decision
+    for weight in (0.0, 1.0, 4.0):
+        model = trained(of, tmp_path, replace(settings, corrected_weight=weight))
+        preferences.append(loss_on(model, others) - loss_on(model, corrected))
+    assert preferences == sorted(preferences)
+    assert preferences[0] < 0 < preferences[-1], "with weight 0 only what contradicts it is learnt"
 
 
 def test_other_texts_of_the_project_are_replayed(tmp_path: Path) -> None:
-    other = AnnotatedText("label", "a creative work of George in 2024", (), LABELS, ())
-    shas = {run(loaded("bert"), project(), tmp_path, unlabelled=more).adapter_sha256 for more in ((), (other,) * 30)}
-    assert len(shas) == 2
+    """What the base model says of them changes less if they are replayed."""
+    other = AnnotatedText("label", Passage("a creative work of George in 2024"), LABELS, ())
+    settings = replace(ONE_MODEL, min_steps=30, max_steps=30, min_replay=60, replay_weight=4.0)
+    question = Question(other.passage, ("organization", "person"))
+    base = loaded("bert")
+    spans = next(done[0] for done in Tagger.of(base).answer([question]) if done)
+    said = soften(base.family, [encode(base.codec, lesson) for lesson in lessons_of(base.codec, question, spans)])
+    drift = []
+    for index, unlabelled in enumerate([(), (other,) * 100]):
+        model = trained(project_without_folds(), tmp_path / str(index), settings, unlabelled=unlabelled)
+        with torch.no_grad():
+            drift.append(losses(model.family, said).decisions.item())
+    assert drift[1] < drift[0]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +303,7 @@ def test_other_texts_of_the_project_are_replayed(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_base_says_may_not_contradict_the_annotators(own: set[str], asked: tuple[str, ...]) -> None:
-    assert _other_labels(("Person", "place", "firm"), own) == asked
+    assert _replayed_labels(("Person", "place", "firm"), own) == asked
 
 
 @pytest.mark.parametrize("stage", ["preparing", "training", "cross-validating 2 of 3"])
@@ -261,7 +319,7 @@ def test_the_callback_can_end_it(stage: str, tmp_path: Path) -> None:
     adapters = Adapters(model.family)
     before = answers(model, project())
     with pytest.raises(Ended):
-        train(model, adapters, project(12), (), None, None, SETTINGS, end, tmp_path, GUARD)
+        fine_tune(model, adapters, project(12), tmp_path, settings=SETTINGS, on_progress=end, guard=GUARD)
     assert adapters.active is None
     assert adapters.loaded == ()
     assert answers(model, project()) == before
@@ -290,12 +348,13 @@ def test_nothing_new_since_the_version_that_is_served(tmp_path: Path) -> None:
     ids = tuple((e.task_id, e.annotation_id) for e in known.examples)
     current = VersionInfo("tiny-p2-1", KEY, "tiny-0123456789", "", "", "published", "", ids)
     with pytest.raises(NotEnoughExamples, match="nothing to judge"):
-        run(loaded("bert"), known, tmp_path, current=current)
+        run(loaded("bert"), known, tmp_path, parent=ParentVersion(current, tmp_path))
 
 
 def test_a_parent_that_cannot_be_read(tmp_path: Path) -> None:
+    unseen = VersionInfo("tiny-p2-1", KEY, "tiny-0123456789", "", "", "published", "")
     with pytest.raises(AdapterError, match="cannot read the adapter"):
-        run(loaded("bert"), project(), tmp_path / "new", parent=tmp_path / "none")
+        run(loaded("bert"), project(), tmp_path / "new", parent=ParentVersion(unseen, tmp_path / "none"))
 
 
 def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
@@ -305,7 +364,7 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
 
 
 def test_guard_sentences_that_a_tokenizer_cannot_write_are_left_out(tmp_path: Path) -> None:
-    odd = LabelledText("x", (), ("中", "文"), ())
+    odd = LabelledText(Passage("x"), ("中", "文"), ())
     model = loaded("bert")
-    outcome = train(model, Adapters(model.family), project(), (), None, None, SETTINGS, lambda _: None, tmp_path, [odd])
+    outcome = run(model, project(), tmp_path, guard=[odd])
     assert outcome.verdict.guard.num == 0

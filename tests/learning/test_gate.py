@@ -35,7 +35,7 @@ SAME = tasks(15, 15)
 
 def test_counts_are_strict_and_by_text() -> None:
     task = Answers(
-        gold=(spans("0person", "4place"), spans("0firm")),
+        expected=(spans("0person", "4place"), spans("0firm")),
         before=(spans("0person", "4firm"), ()),
         after=(spans("0person"), spans("0firm", "6work")),
     )
@@ -50,15 +50,15 @@ def test_counts_are_strict_and_by_text() -> None:
     [(5, 18, 0.99, 1.0), (18, 5, 0.0, 0.01), (10, 10, 0.5, 0.5), (10, 11, 0.7, 0.95)],
 )
 def test_the_bootstrap_says_how_sure(before: int, after: int, low: float, high: float) -> None:
-    assert low <= compare(tasks(before, after)).sure <= high
+    assert low <= compare(tasks(before, after)).p_not_worse <= high
 
 
 def test_better_is_published() -> None:
     verdict = judge(tasks(2, 15), SAME)
     assert verdict.publish
     assert verdict.reason == (
-        "published: span F1 on 20 tasks is 0.857, with the version before 0.182 (not worse: 100 % sure); on the guard "
-        "set 0.857, the base model 0.857"
+        "published: span F1 on 20 tasks is 0.857, before 0.182 (100 % probable that it is not worse); on the guard set "
+        "0.857, base model 0.857"
     )
 
 
@@ -77,7 +77,7 @@ def test_worse_is_rejected() -> None:
 def test_nothing_right_is_rejected_even_where_nothing_was_right_before() -> None:
     verdict = judge(tasks(0, 0), SAME)
     assert not verdict.publish
-    assert verdict.reason.startswith("rejected: it finds none of the 40 spans of 20 tasks")
+    assert verdict.reason.startswith("rejected: it finds none of the 40 spans in 20 tasks")
 
 
 @pytest.mark.parametrize(("lost", "published"), [(0, True), (1, True), (2, True), (3, False)])
@@ -124,8 +124,9 @@ def test_chance_is_the_part_of_shuffles_that_agree_as_well() -> None:
     right = [answers(["0person", "4place"], [], ["0person", "4place"])] * 6
     wrong = [answers(["0person", "4place"], [], ["0place", "4person"])] * 3
     agreed = agreement(right + wrong)
-    assert (agreed.num, agreed.part) == (18, pytest.approx(12 / 18))
-    assert agreed.chance == pytest.approx(8434 / 48620, abs=0.02)
+    assert agreed.num_spans == 18
+    assert agreed.share == pytest.approx(12 / 18)
+    assert agreed.p_value == pytest.approx(8434 / 48620, abs=0.02)
 
 
 def found_all(labels: Sequence[str]) -> list[Answers]:
@@ -144,7 +145,7 @@ def found_all(labels: Sequence[str]) -> list[Answers]:
     ],
 )
 def test_too_little_to_tell_chance_by(few: list[Answers]) -> None:
-    assert agreement(few).chance is None
+    assert agreement(few).p_value is None
 
 
 def test_few_spans_that_all_agree_are_published() -> None:
@@ -153,14 +154,14 @@ def test_few_spans_that_all_agree_are_published() -> None:
 
 def test_always_the_same_label_agrees_no_better_than_chance() -> None:
     agreed = agreement([answers(["0person", "4place"], [], ["0person", "4person"])] * 10)
-    assert agreed.part == 0.5
-    assert agreed.chance == 1.0
+    assert agreed.share == 0.5
+    assert agreed.p_value == 1.0
 
 
 def test_a_label_that_is_nearly_all_may_be_said_always() -> None:
     gold = ["person"] * 27 + ["place"] * 9
     said = [answers([f"0{label}"], [], ["0person"]) for label in gold]
-    assert agreement(said).chance == 1.0
+    assert agreement(said).p_value == 1.0
     assert judge(said, SAME).publish
     assert not judge(said[1:], SAME).publish, "of 35 spans 74 % agree"
 

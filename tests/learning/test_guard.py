@@ -7,6 +7,7 @@ import pytest
 from backend.errors import CorpusError
 from backend.learning.guard import halves, read_guard
 from backend.ner import segment
+from backend.ner.spans import Passage
 
 
 def written(folder: Path, text: str) -> Path:
@@ -21,13 +22,13 @@ def test_a_sentence_has_its_entities_marked(tmp_path: Path) -> None:
         "# people\n\nlabels: person, city of birth\n[Ada Byron](person) left [Rome](city of birth).\nIt rained.\n",
     )
     first, second = read_guard(path)
-    assert first.text == "Ada Byron left Rome."
+    assert first.passage.text == "Ada Byron left Rome."
     assert first.labels == ("person", "city of birth")
-    assert [(first.text[s.start : s.end], s.label) for s in first.spans] == [
+    assert [(first.passage.text[s.start : s.end], s.label) for s in first.spans] == [
         ("Ada Byron", "person"),
         ("Rome", "city of birth"),
     ]
-    assert (second.text, second.spans, second.breaks) == ("It rained.", (), ())
+    assert (second.passage, second.spans) == (Passage("It rained."), ())
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_a_sentence_has_its_entities_marked(tmp_path: Path) -> None:
 )
 def test_of_marks(line: str, text: str | None, entities: list[str], tmp_path: Path) -> None:
     sentences = read_guard(written(tmp_path, f"labels: person\nAnother one.\n{line}\n"))
-    found = [(s.text, [s.text[span.start : span.end] for span in s.spans]) for s in sentences[1:]]
+    found = [(s.passage.text, [s.passage.text[span.start : span.end] for span in s.spans]) for s in sentences[1:]]
     assert found == ([] if text is None else [(text, entities)])
 
 
@@ -108,6 +109,6 @@ def test_a_sentence_keeps_its_half_when_others_come(tmp_path: Path) -> None:
 
 def test_its_words_are_those_of_the_segmenter() -> None:
     for sentence in read_guard():
-        words = segment.words(sentence.text)
+        words = segment.words(sentence.passage.text)
         tags = segment.tags_of(sentence.spans, words)
         assert sum(tag.startswith("B-") for tag in tags) == len(sentence.spans)

@@ -18,6 +18,7 @@ from backend.learning.annotations import Annotation
 from backend.learning.example_store import ExampleStore
 from backend.learning.jobs import TrainingQueue
 from backend.learning.lease import Abandoned
+from backend.learning.progress import Progress
 from tests.support import cheap_worker
 from tests.support.cheap_worker import began, inside, most, orders
 from tests.support.processes import Server, wait_until
@@ -105,7 +106,7 @@ def test_of_one_project_there_is_one_job(queue: TrainingQueue, valkey: redis.Red
     assert (status.state, status.project, status.progress, status.result, status.error) == (
         "queued",
         PROJECT,
-        {},
+        None,
         None,
         None,
     )
@@ -173,8 +174,9 @@ def test_it_is_queued_started_with_its_progress_and_finished(
     wait_for_run(valkey)
     progress = wait_until("progress", lambda: queue.status(job).progress, TIMEOUT_S)
     assert queue.status(job).state == "started"
-    assert set(progress) == {"stage", "step", "steps", "loss", "eta_s"}
-    assert (progress["stage"], progress["loss"]) == ("fit", 0.5)
+    assert progress is not None
+    assert set(progress.to_json()) == {"stage", "step", "steps", "loss", "eta_s"}
+    assert (progress.stage, progress.loss) == ("fit", 0.5)
     valkey.rpush(orders(PROJECT), "end")
     status = wait_for_state(queue, job, "finished")
     assert status.result == {"version": "v", "from_base": False, "next": None}
@@ -287,7 +289,7 @@ def test_a_job_waits_for_a_training_by_hand(
         assert run.job is None
         job = queue.request(PROJECT)
         start_worker()
-        wait_until("the wait", lambda: "waiting" in queue.status(job).progress.get("stage", ""), TIMEOUT_S)
+        wait_until("the wait", lambda: "waiting" in str(queue.status(job).progress), TIMEOUT_S)
         assert valkey.llen(began(PROJECT)) == 0
     wait_for_run(valkey)
     valkey.rpush(orders(PROJECT), "end")
@@ -296,20 +298,20 @@ def test_a_job_waits_for_a_training_by_hand(
 
 def test_who_has_lost_its_lease_stops_at_its_next_report(valkey: redis.Redis) -> None:
     with lease.training(valkey, PROJECT) as run:
-        run.report("fit")
-        valkey.set(lease._lease(PROJECT), "somebody else")
+        run.report(Progress("fit"))
+        valkey.set(lease._lease_key(PROJECT), "somebody else")
         wait_until("the loss to be noticed", run.why_stop, TIMEOUT_S)
         with pytest.raises(Abandoned, match="another process"):
-            run.report("fit")
-    assert valkey.get(lease._lease(PROJECT)) == b"somebody else", "it is theirs"
+            run.report(Progress("fit"))
+    assert valkey.get(lease._lease_key(PROJECT)) == b"somebody else", "it is theirs"
 
 
 def test_a_lease_that_expired_is_taken_back_if_nobody_else_has_it(valkey: redis.Redis) -> None:
     with lease.training(valkey, PROJECT) as run:
-        valkey.delete(lease._lease(PROJECT))
-        wait_until("the lease", lambda: valkey.exists(lease._lease(PROJECT)), TIMEOUT_S)
-        run.report("fit")
-    assert not valkey.exists(lease._lease(PROJECT))
+        valkey.delete(lease._lease_key(PROJECT))
+        wait_until("the lease", lambda: valkey.exists(lease._lease_key(PROJECT)), TIMEOUT_S)
+        run.report(Progress("fit"))
+    assert not valkey.exists(lease._lease_key(PROJECT))
 
 
 # --- sudden deaths
@@ -318,7 +320,7 @@ def test_a_lease_that_expired_is_taken_back_if_nobody_else_has_it(valkey: redis.
 def test_the_figures_promise_less_than_a_minute() -> None:
     assert jobs._SILENCE_S + jobs._LOOK_S < 60
     assert jobs._REPORT_S * 3 < jobs._SILENCE_S
-    assert lease._BEAT_S * 3 < lease._LEASE_S < jobs._SILENCE_S
+    assert lease._RENEW_EVERY_S * 3 < lease._LEASE_S < jobs._SILENCE_S
 
 
 def test_a_killed_process_is_started_again_but_not_for_ever(
@@ -332,7 +334,7 @@ def test_a_killed_process_is_started_again_but_not_for_ever(
         assert queue.status(job).state == "started"
         os.kill(pids[-1], signal.SIGKILL)
     status = wait_for_state(queue, job, "failed")
-    assert "its process ended in the middle of it" in str(status.error)
+    assert "its process ended during the training" in str(status.error)
     assert len(set(pids)) == 3
     assert worker.descendants(), "the worker goes on"
     valkey.rpush(orders(OTHER), "end")
@@ -379,7 +381,7 @@ def test_a_worker_that_is_told_to_end_puts_its_job_back(
         os.kill(worker.pid, signal.SIGTERM)
         assert worker.wait() == 0, worker.log_tail()
         assert not is_running(horse)
-        assert (queue.status(job).state, queue.status(job).progress) == ("queued", {})
+        assert (queue.status(job).state, queue.status(job).progress) == ("queued", None)
     start_worker()
     wait_for_run(valkey)
     valkey.rpush(orders(PROJECT), "end")
@@ -404,25 +406,26 @@ def test_a_worker_without_a_store_says_so(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_once_a_second_at_most_but_every_stage_is(valkey: redis.Redis) -> None:
-    told: list[dict[str, Any]] = []
+    told: list[Progress] = []
     with lease.training(valkey, PROJECT, told.append) as run:
-        run.report("load")
+        run.report(Progress("load"))
         for step in range(1000):
-            run.report("fit", step, 1000, 1 / (step + 1), 1000.0 - step)
-        run.report("fit", 1000, 1000, 0.001, 0.0)
-        run.report("score")
-    assert [progress["stage"] for progress in told][:2] == ["load", "fit"]
-    assert told[-2]["step"] == 1000, "the last step is told"
-    assert told[-1]["stage"] == "score"
+            run.report(Progress("fit", step, 1000, 1 / (step + 1), 1000.0 - step))
+        run.report(Progress("fit", 1000, 1000, 0.001, 0.0))
+        run.report(Progress("score"))
+    assert [progress.stage for progress in told][:2] == ["load", "fit"]
+    assert told[-2].step == 1000, "the last step is told"
+    assert told[-1].stage == "score"
     assert len(told) < 100
 
 
 @pytest.mark.parametrize(
     ("progress", "said"),
     [
-        ({"stage": "load", "step": 0, "steps": 0, "loss": None, "eta_s": None}, "load"),
-        ({"stage": "fit", "step": 3, "steps": 12, "loss": 0.25, "eta_s": 61.4}, "fit, 3/12, loss 0.2500, 61 s left"),
+        (Progress("load"), "load"),
+        (Progress("fit", 3, 12, 0.25, 61.4), "fit, 3/12, loss 0.2500, 61 s left"),
     ],
 )
-def test_a_progress_reads_as_a_line(progress: dict[str, Any], said: str) -> None:
-    assert lease.describe(progress) == said
+def test_a_progress_reads_as_a_line(progress: Progress, said: str) -> None:
+    assert str(progress) == said
+    assert Progress.from_json(progress.to_json()) == progress

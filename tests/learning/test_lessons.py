@@ -6,11 +6,11 @@ import pytest
 
 from backend.engine.codec import Codec, Limits
 from backend.learning.examples import Example
-from backend.learning.lessons import Lesson, batches, folds, is_held_out, lessons_of, split, swapped
+from backend.learning.lessons import Lesson, Mentions, folds, is_held_out, lessons_of, random_batches, split, swapped
 from backend.ner.bio import mentions_by_label
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat
-from backend.ner.spans import Span
+from backend.ner.spans import Passage, Question, Span
 from tests.support import tiny
 
 LABELS = ("person", "city")
@@ -29,21 +29,21 @@ def examples(number: int) -> list[Example]:
 
 def test_every_word_is_taught_with_its_tag() -> None:
     spans = [Span(0, 11, "person", 1.0), Span(22, 27, "city", 1.0), Span(29, 34, "person", 1.0)]
-    (lesson,) = lessons_of(codec(), LABELS, TEXT, (), spans, 2.0)
+    (lesson,) = lessons_of(codec(), Question(Passage(TEXT), LABELS), spans, 2.0)
     assert lesson.words == ("Marie", "Curie", "worked", "in", "Paris", ".", "Marie", "worked", ".")
     assert lesson.tags == ("B-person", "I-person", "O", "O", "B-city", "O", "B-person", "O", "O")
     assert (lesson.labels, lesson.weight) == (LABELS, 2.0)
 
 
 def test_a_text_without_words_teaches_nothing() -> None:
-    assert lessons_of(codec(), LABELS, " \n", (), []) == []
+    assert lessons_of(codec(), Question(Passage(" \n"), LABELS), []) == []
 
 
 @pytest.mark.parametrize("tokens", [60, 80, 120])
 def test_a_long_text_is_cut_into_windows_that_begin_legally(tokens: int) -> None:
     text = " ".join(["Marie Curie worked"] * 20)
     span = Span(0, len(text), "person", 1.0)
-    cut = lessons_of(codec(tokens), LABELS, text, (), [span])
+    cut = lessons_of(codec(tokens), Question(Passage(text), LABELS), [span])
     assert len(cut) > 1
     assert not codec(tokens).fits(LABELS, text.split())
     for lesson in cut:
@@ -81,7 +81,7 @@ def test_folds_are_parts_of_like_size(number: int) -> None:
 
 def test_swapped_entities_keep_their_labels() -> None:
     lesson = Lesson(LABELS, ("Marie", "Curie", "left", "Paris", "!"), ("B-person", "I-person", "O", "B-city", "O"), 2.0)
-    others = {"person": [("George",)], "city": [("New", "York", "City")]}
+    others: Mentions = {"person": [("George",)], "city": [("New", "York", "City")]}
     assert swapped(lesson, others, 1.0, random.Random(1)) == Lesson(
         LABELS,
         ("George", "left", "New", "York", "City", "!"),
@@ -100,7 +100,7 @@ def test_a_lesson_without_entities_stays() -> None:
 def test_batches_hold_everything_once_within_their_bounds() -> None:
     rng = random.Random(1)
     sizes = [rng.randint(1, 50) for _ in range(200)] + [500]
-    made = batches(list(zip(sizes, range(201), strict=True)), 8, 120, rng)
+    made = random_batches(sizes, 8, 120, rng)
     assert sorted(item for batch in made for item in batch) == list(range(201))
     for batch in made:
         assert len(batch) <= 8
@@ -108,4 +108,4 @@ def test_batches_hold_everything_once_within_their_bounds() -> None:
 
 
 def test_no_items_no_batches() -> None:
-    assert batches([], 8, 100, random.Random(1)) == []
+    assert random_batches([], 8, 100, random.Random(1)) == []

@@ -261,7 +261,12 @@ def test_an_adapter_is_read_again_only_once_it_has_changed(
     an_hour_ago_s = time.time() - 3600
     os.utime(adapter, (an_hour_ago_s, an_hour_ago_s))
     read: list[Path] = []
-    monkeypatch.setattr(registry_module, "sha256_of", lambda path: (read.append(path), sha256_of(path))[1])
+
+    def noting_sha256_of(path: Path) -> str:
+        read.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(registry_module, "sha256_of", noting_sha256_of)
     for _ in range(3):
         registry.folder(PROJECT, "v1")
     assert read == [adapter]

@@ -11,7 +11,7 @@ from backend.engine.decode import ExactDecoder
 from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily, Family
 from backend.learning.lessons import Lesson
-from backend.learning.targets import Taught, encode, losses, soften
+from backend.learning.targets import EncodedLesson, encode, losses, soften
 from backend.ner.prompt import PromptFormat
 from tests.support import tiny
 
@@ -32,7 +32,7 @@ def with_head() -> tuple[Family, Codec]:
     return BertToBertFamily(tiny.bert_model(), DraftHead(32, 8).eval()), codec
 
 
-def decoded_lessons(family: Family, codec: Codec) -> tuple[list[Taught], list[float]]:
+def decoded_lessons(family: Family, codec: Codec) -> tuple[list[EncodedLesson], list[float]]:
     """What the model answers, as lessons, and the logarithm of its probability."""
     decoded = ExactDecoder(family, 64).decode([codec.encode(LABELS, words) for words in SENTENCES])
     lessons = [encode(codec, Lesson(LABELS, words, row.tags)) for words, row in zip(SENTENCES, decoded, strict=True)]
@@ -60,7 +60,7 @@ def test_a_batch_is_the_mean_of_its_lessons_by_weight(name: str) -> None:
     assert _mean_of(family, lessons) == pytest.approx(losses(family, lessons).decisions.item(), rel=1e-4)
 
 
-def _mean_of(family: Family, lessons: Sequence[Taught]) -> float:
+def _mean_of(family: Family, lessons: Sequence[EncodedLesson]) -> float:
     sizes = [lesson.weight * len(lesson.decisions) for lesson in lessons]
     alone = [losses(family, [lesson]).decisions.item() for lesson in lessons]
     return sum(size * loss for size, loss in zip(sizes, alone, strict=True)) / sum(sizes)
@@ -99,11 +99,12 @@ def test_a_model_has_nothing_to_learn_of_its_own_probabilities(make: object) -> 
         assert [decision.choice for decision in lesson.decisions] == lesson.targets.argmax(-1).tolist()
 
 
-def _gradient(family: Family, lessons: Sequence[Taught]) -> float:
+def _gradient(family: Family, lessons: Sequence[EncodedLesson]) -> float:
     family.model.zero_grad()
     found = losses(family, lessons)
-    (found.decisions if found.draft is None else found.decisions + found.draft).backward()
-    return max(p.grad.abs().max().item() for p in family.model.parameters() if p.grad is not None)
+    total = found.decisions if found.draft is None else found.decisions + found.draft
+    total.backward()  # type: ignore[no-untyped-call]
+    return max(float(p.grad.abs().max()) for p in family.model.parameters() if p.grad is not None)
 
 
 def test_softening_keeps_the_order_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:

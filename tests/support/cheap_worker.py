@@ -16,7 +16,8 @@ from backend import store
 from backend.errors import NotEnoughExamples
 from backend.learning import jobs, lease
 from backend.learning.example_store import ExampleStore
-from backend.learning.lease import Run
+from backend.learning.lease import TrainingRun
+from backend.learning.progress import Progress
 
 FUNCTION = "tests.support.cheap_worker.train"
 
@@ -48,7 +49,7 @@ def train(project: str) -> dict[str, Any]:
     return lease.run_job(client, project, lambda run: _work(client, run))
 
 
-def _work(client: redis.Redis, run: Run) -> dict[str, Any]:
+def _work(client: redis.Redis, run: TrainingRun) -> dict[str, Any]:
     examples = ExampleStore(client)
     changes = examples.changes(run.project)
     client.rpush(most(run.project), int(client.incr(inside(run.project))))
@@ -57,7 +58,7 @@ def _work(client: redis.Redis, run: Run) -> dict[str, Any]:
         step = 0
         while (order := client.lpop(orders(run.project))) is None:
             step += 1
-            run.report("fit", step, 0, loss=0.5, eta_s=1.0)
+            run.report(Progress("fit", step, 0, loss=0.5, eta_s=1.0))
             time.sleep(0.02)
     finally:
         client.decr(inside(run.project))

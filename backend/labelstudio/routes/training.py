@@ -32,7 +32,7 @@ def _described(status: JobStatus) -> dict[str, Any]:
         "job": status.job,
         "project": status.project,
         "job_status": status.state,
-        "progress": status.progress,
+        "progress": {} if status.progress is None else status.progress.to_json(),
     }
     if status.result is not None:
         answer["result"] = status.result
