@@ -45,7 +45,7 @@ _SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the web process consists of."""
+    """All long-lived objects of the web process."""
 
     settings: Settings
     checkpoint: Checkpoint
@@ -63,7 +63,7 @@ class Services:
     background: Background
 
     def start(self) -> None:
-        """Start the threads: in the process that serves, after its fork."""
+        """Start the threads. Must be called in the process that serves, after its fork."""
         self.batcher.start()
         self.predictor.start()
         self.served.start()
@@ -77,7 +77,7 @@ class Services:
 
 
 def build(settings: Settings, on_failure: Callable[[BaseException], None] = lambda _: None) -> Services:
-    """Wire everything; starts nothing. `on_failure` is called in the model's thread if the model cannot be loaded.
+    """Make and connect everything; starts nothing. `on_failure` is called in the model's thread if it cannot load.
 
     Raises CheckpointError and InvalidSettings, each naming the value.
     """
@@ -149,7 +149,7 @@ def _decoder(loaded: LoadedModel, settings: Settings, profile: DeviceProfile) ->
 
 
 def _drafter(loaded: LoadedModel, draft_model: str) -> Drafter | None:
-    """Who guesses for a checkpoint without a draft head of its own."""
+    """The drafter for a checkpoint without a draft head of its own."""
     if loaded.checkpoint.draft_head is not None or draft_model == "off":
         return None
     small = checkpoints.resolve(draft_model)

@@ -13,13 +13,13 @@ class BackendError(Exception):
 
 
 class InvalidRequest(BackendError):
-    """A request body that does not have the expected shape."""
+    """A request body without the expected shape."""
 
     status = 400
 
 
 class InvalidLabelConfig(BackendError):
-    """A labelling interface that cannot be parsed, or that has nothing for us to label."""
+    """A labelling interface that cannot be parsed, or that has nothing we can label."""
 
     status = 400
 
@@ -41,7 +41,7 @@ class Unauthorized(BackendError):
 
 
 class UnknownProject(BackendError):
-    """A project that nothing is stored of, or a name that several projects share."""
+    """A project of which nothing is stored, or a name that several projects share."""
 
     status = 404
 
@@ -53,19 +53,19 @@ class UnknownVersion(BackendError):
 
 
 class NothingToForget(BackendError):
-    """A task or annotation that no example is of."""
+    """A task or annotation without any example."""
 
     status = 404
 
 
 class CorruptVersion(BackendError):
-    """A model version whose files are missing or are not those that were published."""
+    """A model version whose files are missing, or differ from those that were published."""
 
     status = 409
 
 
 class NothingToRollBack(BackendError):
-    """A project that has never been served another version."""
+    """A project without an earlier version to return to."""
 
     status = 409
 
@@ -77,7 +77,7 @@ class NotEnoughExamples(BackendError):
 
 
 class Gone(BackendError):
-    """A resource that existed and does not any more."""
+    """A resource that no longer exists."""
 
     status = 410
 
@@ -117,4 +117,4 @@ class AdapterError(BackendError):
 
 
 class TrainingFailed(BackendError):
-    """A training that came to nothing, though its examples and its checkpoint are right."""
+    """A training that gave no result, although its examples and its checkpoint are valid."""

@@ -1,4 +1,4 @@
-"""What people ask for by hand, over HTTP or on the command line: versions, promotion, forgetting."""
+"""What people do by hand, over HTTP or on the command line: list, promote and roll back versions, and forget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _DECODINGS = ("exact", "sequential", "generate")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be forgotten: all of a task, or one annotation; exactly one of the two is given."""
+    """What to forget: all annotations of a task, or one annotation. Exactly one of the two is given."""
 
     task_id: int | None
     annotation_id: int | None
@@ -29,8 +29,8 @@ class Removed:
 
     project: str
     annotation_ids: tuple[int, ...]
-    predictions: int  # that were cached
-    versions: tuple[str, ...]  # whose weights have seen it, oldest first: they or an ancestor were trained on it
+    predictions: int  # removed from the cache
+    versions: tuple[str, ...]  # trained on it, themselves or through an ancestor; oldest first
 
 
 class Management:
@@ -42,9 +42,9 @@ class Management:
         self._cache = cache
 
     def project(self, name: str) -> str:
-        """The key of the project that a person means by its key or by its id. Raises UnknownProject."""
+        """The key of the project that a person names by its key or by its id. Raises UnknownProject."""
         trained = self._registry.projects()
-        if name in trained:  # known without the store
+        if name in trained:  # the store need not be reachable
             return name
         known = {project.key: project.title for project in self._examples.projects()}
         known.update({key: "" for key in trained if key not in known})
@@ -57,15 +57,15 @@ class Management:
         raise UnknownProject(f"project {name!r} is not known here; there are: {there}")
 
     def projects(self) -> list[str]:
-        """The keys of all that something is known of."""
+        """The keys of all known projects."""
         return sorted({*self._registry.projects(), *(project.key for project in self._examples.projects())})
 
     def current(self, project: str) -> str:
-        """The version in use."""
+        """The project's current version."""
         return self._registry.current(project) or self._registry.base_version
 
     def version_names(self) -> list[str]:
-        """The base and all that passed the gate, of all projects."""
+        """The base version, and those of all projects that passed the gate."""
         registry = self._registry
         return [
             registry.base_version,
@@ -78,22 +78,22 @@ class Management:
         ]
 
     def versions(self, project: str) -> tuple[VersionInfo, ...]:
-        """Oldest first, refused ones too."""
+        """All versions of a project, also rejected ones; oldest first."""
         return self._registry.versions(project)
 
     def promote(self, project: str, version: str) -> str:
-        """The version in use from now on. Raises UnknownVersion, CorruptVersion."""
+        """Make a version the current one; returns it. Raises UnknownVersion, CorruptVersion."""
         self._registry.promote(project, version)
         return self.current(project)
 
     def rollback(self, project: str) -> str:
-        """The version in use from now on. Raises NothingToRollBack."""
+        """Make the previous version the current one; returns it. Raises NothingToRollBack."""
         return self._registry.rollback(project)
 
     def forget(self, wanted: Wanted, project: str | None = None) -> tuple[Removed, ...]:
         """Remove it from a project, or from all, with the cached predictions of its texts.
 
-        Versions that have seen it stay, and are told. Raises NothingToForget.
+        Versions that were trained on it stay, and are listed in the result. Raises NothingToForget.
         """
         ids = {"task_id": wanted.task_id, "annotation_id": wanted.annotation_id}
         holders = self._examples.find(**ids)
@@ -103,7 +103,7 @@ class Management:
             projects = [key for key in projects if key == project]
         if not projects:
             where = "any project" if project is None else f"project {project}"
-            raise NothingToForget(f"no example and no version of {where} is of {wanted}")
+            raise NothingToForget(f"{where} has no example of {wanted}, and no version was trained on it")
         removed = []
         for key in projects:
             forgotten = self._examples.forget(key, **ids)

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 
 class Metrics:
-    """One per process, built by app.build; whoever counts gets it passed in."""
+    """One per process, made by app.build and passed to every object that counts."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

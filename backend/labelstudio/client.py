@@ -1,4 +1,4 @@
-"""Calls to Label Studio's API, where a key was given. Both kinds of token work: legacy ones and personal ones (JWT)."""
+"""Calls to Label Studio's API, for which a key is needed. Both kinds of token work: legacy and personal (JWT)."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from backend.labelstudio import wire
 
 _TIMEOUT_S = 60.0
 _TASKS_PER_PAGE = 100
-# tasks with annotations, skipped ones too; a task's predictions come along, so each task left out counts
+# tasks with annotations, also skipped ones; other tasks are left out, since each brings its predictions along
 _ANNOTATED = {
     "filters": {
         "conjunction": "or",
@@ -25,15 +25,15 @@ _ANNOTATED = {
             for count in ("total_annotations", "cancelled_annotations")
         ],
     },
-    "ordering": ["tasks:id"],  # a task that is made meanwhile moves none of the others
+    "ordering": ["tasks:id"],  # a task created meanwhile then moves none of the others to another page
 }
 
 
 class LabelStudioClient:
     """One Label Studio. Close it, or use it in a `with`.
 
-    Every method raises LabelStudioUnavailable, with the URL and Label Studio's own words, when it does not answer or
-    refuses; InvalidRequest when what it answers has another shape than that of 1.23.
+    Every method raises LabelStudioUnavailable, with the URL and Label Studio's own words, if it does not answer or
+    refuses; InvalidRequest if its answer does not have the shape that 1.23 gives it.
     """
 
     def __init__(self, url: str, api_key: str) -> None:
@@ -70,14 +70,14 @@ class LabelStudioClient:
 
     def annotated_tasks(self, project_id: int) -> Iterator[wire.AnnotatedTask]:
         """All annotations of a project, skipped tasks' too, page by page. Raises UnknownProject before the first."""
-        self.project(project_id)  # for the SDK's pager a project that does not exist is one without tasks
+        self.project(project_id)  # the SDK's pager takes a missing project for one without tasks
         with self._asking():
             tasks: Iterable[Any] = self._api.tasks.list(
                 project=project_id,
                 fields="all",
                 page_size=_TASKS_PER_PAGE,
                 query=json.dumps(_ANNOTATED),
-                resolve_uri=False,  # the texts as webhooks tell them
+                resolve_uri=False,  # the texts as webhooks send them
             )
             for task in tasks:
                 yield from wire.parse_annotated_task(_json_of(task))
@@ -100,19 +100,19 @@ class LabelStudioClient:
         except (ApiError, ParsingError) as error:
             if error.status_code is not None and error.status_code < 400:
                 raise LabelStudioUnavailable(
-                    f"what answers at {self.url} is no Label Studio: {_detail(error)}"
+                    f"what answers at {self.url} is not Label Studio: {_detail(error)}"
                 ) from error
             raise LabelStudioUnavailable(
                 f"Label Studio at {self.url} refuses with {error.status_code}: {_detail(error)}"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise LabelStudioUnavailable(f"Label Studio at {self.url} does not answer: {error}") from error
-        except ValueError as error:  # no JSON, or not that of a token
-            raise LabelStudioUnavailable(f"what answers at {self.url} is no Label Studio: {error}") from error
+        except ValueError as error:  # not JSON, or not a token's JSON
+            raise LabelStudioUnavailable(f"what answers at {self.url} is not Label Studio: {error}") from error
 
 
 def _json_of(model: Any) -> Any:
-    """What the SDK made of an answer, as the JSON it was made from."""
+    """The JSON of an answer, from what the SDK made of it."""
     return model.model_dump(mode="json")
 
 

@@ -1,4 +1,4 @@
-"""Make what we keep of a project equal to what Label Studio has: webhooks can be lost, and some changes send none."""
+"""Make a project's examples equal to what Label Studio has: webhooks can be lost, and some changes send none."""
 
 import itertools
 import logging
@@ -15,7 +15,7 @@ _BATCH = 100
 
 
 class AnnotationSource(Protocol):
-    """What is asked of LabelStudioClient."""
+    """What is needed of LabelStudioClient."""
 
     def project(self, project_id: int) -> wire.ProjectPayload: ...
 
@@ -29,18 +29,18 @@ class Reconciled:
     """What a reconciliation did; the counts are of annotations."""
 
     project: str  # its key
-    listed: int  # that Label Studio has
+    listed: int  # in Label Studio
     added: int
     changed: int
     removed: int
 
 
 def reconcile(source: AnnotationSource, store: ExampleStore, project_id: int) -> Reconciled:
-    """Upsert all annotations that Label Studio has of a project, and delete those that it has no more.
+    """Add and update the annotations that Label Studio has of a project, and delete those that it no longer has.
 
-    Annotations that arrive meanwhile are left alone, and what was forgotten on request stays forgotten. One that comes
-    to us only now counts as annotated under the present label config.
-    Raises UnknownProject, InvalidLabelConfig, LabelStudioUnavailable, StoreUnavailable; what was done until then stays.
+    Annotations that arrive meanwhile are left alone, and what was forgotten on request stays forgotten. A new one
+    counts as annotated under the current label config.
+    Raises UnknownProject, InvalidLabelConfig, LabelStudioUnavailable, StoreUnavailable; earlier changes then stay.
     """
     project = source.project(project_id)
     label_schema = schema.parse(project.label_config)
@@ -53,9 +53,9 @@ def reconcile(source: AnnotationSource, store: ExampleStore, project_id: int) ->
         added += store.put(project.key, [annotation for annotation in batch if annotation.id not in before])
         changed += store.put(project.key, [annotation for annotation in batch if annotation.id in before])
         listed.update(annotation.id for annotation in batch)
-    # not being listed is no proof: tasks move from page to page when others are deleted, and a deletion here is final
+    # a missing one may still exist: tasks change pages when others are deleted. A deletion here is final
     gone = [annotation_id for annotation_id in sorted(before - listed) if not source.has_annotation(annotation_id)]
     removed = store.delete_annotations(project.key, gone)
     done = Reconciled(project.key, len(listed), added, changed, removed)
-    log.info("project %s is as in Label Studio: %s", project.key, done)
+    log.info("project %s is now as in Label Studio: %s", project.key, done)
     return done

@@ -221,7 +221,7 @@ def test_a_key_that_is_refused(label_studio: FakeLabelStudio, api_key: str, said
 @pytest.mark.parametrize(
     ("status", "content", "said"),
     [
-        (200, b"<html>welcome</html>", "is no Label Studio"),
+        (200, b"<html>welcome</html>", "is not Label Studio"),
         (403, b'{"detail": "not for you"}', "refuses with 403: not for you"),
         (403, b"<html>not for you</html>", "<url>"),
         (400, b'["a list"]', "refuses with 400: ['a list']"),

@@ -122,7 +122,7 @@ def test_what_is_not_done_in_time_is_none(services: Services) -> None:
 def test_each_control_labels_with_its_own_labels(services: Services) -> None:
     model = model_of(services, TWO_CONTROLS)
     [item] = model.predict(tasks_of(TEXTS[2]))
-    by_control = {region["from_name"]: set() for region in item["result"]}
+    by_control: dict[str, set[str]] = {region["from_name"]: set() for region in item["result"]}
     for region in item["result"]:
         by_control[region["from_name"]].update(region["value"]["labels"])
     assert set(by_control) <= {"label", "kind"}

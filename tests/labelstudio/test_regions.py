@@ -384,7 +384,8 @@ def test_parse_inverts_render(tag: str, labelled: str, data: st.DataObject) -> N
     rendered = json.loads(json.dumps(regions.render(control, passages, spans)))
 
     assert regions.parse(control, passages, rendered) == regions.ParsedRegions(spans, ())
-    assert LabelInterface(config).validate_prediction({"result": rendered, "score": 0.5}, return_errors=True) == []
+    interface: Any = LabelInterface(config)
+    assert interface.validate_prediction({"result": rendered, "score": 0.5}, return_errors=True) == []
     placed = [(passage, span) for passage, of_passage in zip(passages, spans, strict=True) for span in of_passage]
     for region, (passage, span) in zip(rendered, placed, strict=True):
         assert region["value"]["text"] == passage.text[span.start : span.end]

@@ -21,7 +21,7 @@ def sample(name: str) -> Any:
     return json.loads((SAMPLES / f"{name}.json").read_text(encoding="utf-8"))
 
 
-PREDICT = {"tasks": [], "project": "1.2", "label_config": "<View/>", "params": None}
+PREDICT: dict[str, Any] = {"tasks": [], "project": "1.2", "label_config": "<View/>", "params": None}
 REGION = {"id": "x", "from_name": "label", "to_name": "text", "type": "labels", "value": {}}
 
 
