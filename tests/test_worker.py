@@ -316,6 +316,7 @@ def test_a_worker_of_the_command_line_does_jobs_in_processes_of_their_own(
     try:
         server.wait_until("the job to fail", lambda: queue.status(job).state == "failed", TIMEOUT_S)
         assert "NotEnoughExamples" in str(queue.status(job).error)
+        wait_until("the job's own process to end", lambda: len(server.descendants()) == 1, TIMEOUT_S)
         [process] = server.descendants()
         assert process.nice() == NICENESS
         os.kill(process.pid, signal.SIGTERM)

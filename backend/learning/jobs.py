@@ -76,11 +76,15 @@ class _Queue(Queue):
 class TrainingQueue:
     """Requests trainings and tells their state. Thread-safe. Every method raises StoreUnavailable."""
 
-    def __init__(self, client: redis.Redis, default_after: int, function: str = TRAIN) -> None:
-        """A project is due after `default_after` changes, unless its params give another number. 0: never."""
+    def __init__(self, client: redis.Redis, default_after: int, function: str = TRAIN, retries: int = _RETRIES) -> None:
+        """A project is due after `default_after` changes, unless its params give another number. 0: never.
+
+        `retries`: how often a job is started again whose process or worker was killed.
+        """
         self._client = client
         self._default_after = default_after
         self._function = function
+        self._retries = retries
         self._queue = _Queue(QUEUE, connection=client, serializer=JSONSerializer)
 
     def request(self, project: str, *, from_base: bool = False) -> str:
@@ -129,7 +133,9 @@ class TrainingQueue:
             # the progress of a killed attempt says nothing about the next one
             progress=None if state == "queued" else _progress_of(job),
             result=None if ended is None or state == "failed" else ended.return_value,
-            error=_error(ended.exc_string if ended is not None else None) if state == "failed" else None,
+            error=_error(ended.exc_string if ended is not None else None, self._retries + 1)
+            if state == "failed"
+            else None,
         )
 
     def _request(self, project: str, *, asked: bool = False, from_base: bool = False, ended: str | None = None) -> str:
@@ -156,7 +162,7 @@ class TrainingQueue:
                             timeout=_TIMEOUT_S,
                             result_ttl=_KEPT_S,
                             failure_ttl=_KEPT_S,
-                            retry=Retry(max=_RETRIES),
+                            retry=Retry(max=self._retries) if self._retries else None,
                             pipeline=pipe,
                         )
                         log.info("project %s: training %s is queued", project, job)
@@ -205,16 +211,16 @@ def _decoded(fields: Any) -> dict[str, str]:
     return {_text(name): _text(value) for name, value in fields.items()}
 
 
-def _error(traceback: str | None) -> str:
+def _error(traceback: str | None, attempts: int) -> str:
     """The last line of a traceback, without the module of the exception. RQ's own messages are put in plain words."""
     lines = [line for line in (traceback or "").splitlines() if line.strip()]
     if not lines:
         return "it ended without an error message"
     last = lines[-1].strip()
     if "AbandonedJobError" in last:
-        return f"its worker ended during the training, {_RETRIES + 1} times"
+        return f"its worker ended during the training, {attempts} times"
     if last.startswith("Work-horse terminated unexpectedly"):
-        return f"its process ended during the training, {_RETRIES + 1} times (out of memory?): {last.strip('; ')}"
+        return f"its process ended during the training, {attempts} times (out of memory?): {last.strip('; ')}"
     name, colon, rest = last.partition(":")
     return f"{name.rpartition('.')[2]}{colon}{rest}"
 
