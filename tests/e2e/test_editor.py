@@ -148,5 +148,5 @@ def test_what_an_annotator_submits_becomes_an_example(
     assert exchange.status == 200, exchange
     key = tap.key_of(project)
     (annotation,) = backend.accepted(key)
-    spans = [(text.text[span.start : span.end], span.label) for text in annotation.texts for span in text.spans]
+    spans = [(text.passage.text[span.start : span.end], span.label) for text in annotation.texts for span in text.spans]
     assert (annotation.task_id, spans, annotation.dropped) == (task, [(word, "Location")], {})

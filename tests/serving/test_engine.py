@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from backend.engine import checkpoint as checkpoints
+from backend.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from backend.engine.adapters import Adapters
 from backend.engine.decode import ExactDecoder
 from backend.errors import AdapterError, CorruptVersion, UnknownVersion
-from backend.learning.registry import ADAPTER_CONFIG_FILE, ADAPTER_FILE, Registry
+from backend.learning.registry import Registry
 from backend.serving.engine import AdapterEngine
 from tests.support.running import publish_random, save_checkpoint
 
@@ -66,9 +67,9 @@ def test_what_cannot_be_activated_leaves_the_version_before_active(
 ) -> None:
     good, bad = (publish_random(registry, checkpoint, A, seed).version for seed in (1, 2))
     unfit = publish_random(registry, checkpoint, B, 3).version
-    weights = registry.folder(A, bad) / ADAPTER_FILE
+    weights = registry.folder(A, bad) / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-10])
-    (registry.folder(B, unfit) / ADAPTER_CONFIG_FILE).write_text("{", encoding="utf-8")
+    (registry.folder(B, unfit) / CONFIG_FILE).write_text("{", encoding="utf-8")
     engine.activate(good)
     said = decode(engine)
     for version, error in ((bad, CorruptVersion), (unfit, AdapterError), ("gone", UnknownVersion)):
@@ -83,5 +84,5 @@ def test_the_active_version_is_activated_without_reading_its_files(
 ) -> None:
     version = publish_random(registry, checkpoint, A, seed=1).version
     engine.activate(version)
-    (registry.folder(A, version) / ADAPTER_FILE).unlink()
+    (registry.folder(A, version) / WEIGHTS_FILE).unlink()
     engine.activate(version)
