@@ -57,9 +57,11 @@ def stand_back() -> None:
     """Lower the priority of this process and its children: annotators must not wait for a training."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-    # Linux may divide the processor between sessions first, and by priority only within each
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(_NICENESS), encoding="ascii")
+    # Linux may divide the processor between sessions first, and by priority only within each. A session that we do not
+    # lead is somebody's terminal: lowering it would slow down all that runs there, for good.
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(_NICENESS), encoding="ascii")
 
 
 def train(project: str) -> dict[str, Any]:

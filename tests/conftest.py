@@ -31,10 +31,7 @@ def _no_settings_of_the_shell() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_lower_priority() -> Iterator[None]:
-    """A command that trains lowers its priority; in this process it would slow down every later test.
-
-    On Linux it would also slow down everything else that runs in the developer's terminal.
-    """
+    """A command that trains lowers its priority; in this process it would slow down every later test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "stand_back", lambda: None)
         yield

@@ -285,6 +285,7 @@ def below(loaded: set[str], *packages: str) -> set[str]:
     return {module for module in loaded if any(module == p or module.startswith(f"{p}.") for p in packages)}
 
 
+@pytest.mark.slow  # a new interpreter imports every library
 def test_importing_has_no_effect_and_the_worker_loads_nothing_that_serves(tmp_path: Path) -> None:
     """One interpreter for both: a new one takes seconds to import torch."""
     steps = {
@@ -303,6 +304,7 @@ def test_importing_has_no_effect_and_the_worker_loads_nothing_that_serves(tmp_pa
     assert set(ids(MODULES)) <= loaded["everything"]
 
 
+@pytest.mark.slow  # a new interpreter imports every library
 def test_what_serves_loads_nothing_that_trains_or_evaluates(tmp_path: Path) -> None:
     """One interpreter for all three entry points: what is loaded after the last was not loaded before either."""
     entry_points = ["backend.labelstudio.routes", "backend.app", "backend.web"]

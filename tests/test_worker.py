@@ -250,6 +250,7 @@ def test_what_comes_meanwhile_is_requested_next(
     assert queue.status(job).state == "queued"
 
 
+@pytest.mark.slow  # waits for the client's repeated tries
 def test_without_label_studio_it_is_trained_on_what_is_there(
     settings: Settings,
     valkey: redis.Redis,
@@ -301,6 +302,19 @@ def test_it_stands_back() -> None:
         f"assert os.getpriority(os.PRIO_PROCESS, 0) == {NICENESS}\n"
     )
     # in a session of its own: Linux lowers the priority of the whole session
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=TIMEOUT_S, start_new_session=True)
+
+
+def test_a_training_by_hand_does_not_slow_down_the_terminal_that_it_was_started_in() -> None:
+    stand_back = "from backend import worker; worker.stand_back()"
+    program = (
+        "import subprocess, sys\n"
+        "from pathlib import Path\n"
+        "session = Path('/proc/self/autogroup')\n"
+        "before = session.read_text() if session.exists() else ''\n"
+        f"subprocess.run([sys.executable, '-c', {stand_back!r}], check=True)\n"
+        "assert (session.read_text() if session.exists() else '') == before\n"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=TIMEOUT_S, start_new_session=True)
 
 

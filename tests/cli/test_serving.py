@@ -94,6 +94,7 @@ def workers_of(server: Server) -> list[psutil.Process]:
     return [process for process in server.descendants() if process.cmdline()[-1:] == ["worker"]]
 
 
+@pytest.mark.slow  # starts the backend twice, which loads torch
 def test_serve_starts_holds_its_folder_and_ends_with_ctrl_c_leaving_nothing(
     serving: tuple[Server, list[str], str], checkpoint: Path
 ) -> None:

@@ -43,6 +43,7 @@ def test_texts_are_answered_in_windows_and_in_any_length() -> None:
         assert all(0 <= span.start < span.end <= len(text) for span in found[index])
 
 
+@pytest.mark.slow  # decodes many drawn texts, together and alone
 def test_every_text_is_answered_once_and_as_it_is_alone() -> None:
     tagger = Tagger(*tiny.bert())
     passages = [Passage("Marie Curie worked in Paris " * number, (12,)) for number in range(70)]

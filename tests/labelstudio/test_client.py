@@ -236,6 +236,7 @@ def test_answers_of_something_else(
     assert said.replace("<url>", label_studio.url) in str(refused.value)
 
 
+@pytest.mark.slow  # waits for the client's repeated tries
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "localhost", "ftp://127.0.0.1"])
 def test_nobody_there(url: str) -> None:
     with LabelStudioClient(url, LEGACY) as client, pytest.raises(LabelStudioUnavailable, match="does not answer"):

@@ -35,6 +35,8 @@ SETTINGS = TrainingSettings(
     rank=4, alpha=8, rate=3e-2, epochs=3, min_steps=12, max_steps=12, batch_lessons=4, replay_weight=1.0
 )
 MAKERS: dict[str, Callable[[], tuple[Family, Codec]]] = {**tiny.FAMILIES, "bert with a draft head": with_head}
+# `make check` trains the bundled checkpoint's kind alone
+EVERY_FAMILY = [pytest.param(name, marks=[] if name.startswith("bert") else pytest.mark.slow) for name in MAKERS]
 
 
 def text(marked: str) -> LabelledText:
@@ -144,7 +146,7 @@ def loss_on(model: LoadedModel, of: Snapshot) -> float:
         return losses(model.family, lessons).decisions.item()
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_it_learns_and_leaves_the_base_alone(name: str, tmp_path: Path) -> None:
     model, reports = loaded(name), list[Progress]()
     before, loss_before = answers(model, project_without_folds()), loss_on(model, project_without_folds())
@@ -163,7 +165,7 @@ def test_it_learns_and_leaves_the_base_alone(name: str, tmp_path: Path) -> None:
     assert loss_on(serving, project_without_folds()) < 0.97 * loss_before
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_the_same_examples_make_the_same_adapter(name: str, tmp_path: Path) -> None:
     first, second = (run(loaded(name), project_without_folds(), tmp_path / folder) for folder in ("one", "two"))
     assert first.adapter_sha256 == second.adapter_sha256
@@ -228,6 +230,7 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     assert child.verdict.tasks.num == 30 - len(seen), "judged on what the parent has not seen"
 
 
+@pytest.mark.slow  # trains twice and answers the guard set many times
 def test_no_more_of_the_change_is_kept_than_the_guard_set_allows(tmp_path: Path) -> None:
     asked = [replace(text(pattern), labels=("organization", "person")) for pattern in PATTERNS * 4]
     said = answers(loaded("bert"), snapshot(map(example, range(20), asked)))
@@ -259,6 +262,7 @@ def trained(of: Snapshot, folder: Path, settings: TrainingSettings, **given: Any
     return model
 
 
+@pytest.mark.slow  # trains twice and answers the guard set many times
 def test_corrections_weigh_more(tmp_path: Path) -> None:
     """The heavier the corrected examples, the better they are learnt, and the worse those that contradict them."""
     settings = replace(ONE_MODEL, min_steps=30, max_steps=30, batch_lessons=16)

@@ -256,6 +256,7 @@ def test_a_queued_job_can_still_be_told_to_begin_at_the_base(
 # --- two workers
 
 
+@pytest.mark.slow  # starts workers and waits until a silent job is noticed
 def test_two_workers_train_two_projects_at_once_but_never_one_twice(
     queue: TrainingQueue, examples: ExampleStore, valkey: redis.Redis, start_worker: StartWorker
 ) -> None:
@@ -280,6 +281,7 @@ def test_two_workers_train_two_projects_at_once_but_never_one_twice(
     assert found == [b"1"] * 6
 
 
+@pytest.mark.slow  # starts workers and waits until a silent job is noticed
 def test_a_job_waits_for_a_training_by_hand(
     queue: TrainingQueue, valkey: redis.Redis, start_worker: StartWorker
 ) -> None:
@@ -303,6 +305,7 @@ def test_the_figures_promise_less_than_a_minute() -> None:
     assert lease._RENEW_EVERY_S * 3 < lease._LEASE_S < jobs._SILENCE_S
 
 
+@pytest.mark.slow  # starts workers and waits until a silent job is noticed
 def test_a_killed_process_is_started_again_but_not_for_ever(valkey: redis.Redis, start_worker: StartWorker) -> None:
     queue = TrainingQueue(valkey, default_after=20, function=cheap_worker.FUNCTION, retries=1)
     worker = start_worker()
@@ -320,6 +323,7 @@ def test_a_killed_process_is_started_again_but_not_for_ever(valkey: redis.Redis,
     wait_for_state(queue, queue.request(OTHER), "finished")
 
 
+@pytest.mark.slow  # starts workers and waits until a silent job is noticed
 def test_a_job_of_a_killed_worker_is_done_by_another_and_its_process_ends(
     queue: TrainingQueue, valkey: redis.Redis, start_worker: StartWorker
 ) -> None:
@@ -334,6 +338,7 @@ def test_a_job_of_a_killed_worker_is_done_by_another_and_its_process_ends(
     wait_for_state(queue, job, "finished")
 
 
+@pytest.mark.slow  # starts workers and waits until a silent job is noticed
 def test_a_worker_and_its_process_killed_together_leave_nothing_that_seems_to_run(
     queue: TrainingQueue, valkey: redis.Redis, start_worker: StartWorker
 ) -> None:
@@ -350,6 +355,7 @@ def test_a_worker_and_its_process_killed_together_leave_nothing_that_seems_to_ru
     wait_for_state(queue, job, "finished")
 
 
+@pytest.mark.slow  # starts workers and waits until a silent job is noticed
 def test_a_worker_that_is_told_to_end_puts_its_job_back(valkey: redis.Redis, start_worker: StartWorker) -> None:
     queue = TrainingQueue(valkey, default_after=20, function=cheap_worker.FUNCTION, retries=0)
     job = queue.request(PROJECT)
