@@ -70,6 +70,7 @@ def wait_until_served(services: Services, project: str, version: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow  # loads several versions under load
 def test_a_version_comes_into_use_while_requests_of_two_projects_run(checkpoint: Path, services: Services) -> None:
     answers: dict[str, list[tuple[str, Said]]] = {A: [], B: []}
     stop = threading.Event()
@@ -110,6 +111,7 @@ def test_a_version_comes_into_use_while_requests_of_two_projects_run(checkpoint:
     assert services.served.problems() == {}
 
 
+@pytest.mark.slow  # loads several versions under load
 def test_versions_of_several_projects_are_in_use_at_the_same_time(checkpoint: Path, services: Services) -> None:
     projects = [f"{number}.1795333437" for number in range(1, 6)]
     versions = {

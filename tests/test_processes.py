@@ -23,6 +23,7 @@ def pids(file: Path) -> list[int]:
     return [int(line) for line in file.read_text(encoding="utf-8").split()] if file.exists() else []
 
 
+@pytest.mark.slow  # waits between two starts
 def test_a_child_is_started_again_when_it_ends_and_stopped_at_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

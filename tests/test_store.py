@@ -57,6 +57,7 @@ def test_a_write_survives_the_servers_sudden_death(folder: Path) -> None:
         assert client.get("a") == b"1"
 
 
+@pytest.mark.slow  # waits until a dead store is noticed
 def test_one_that_died_is_started_again_with_all_that_it_had(folder: Path) -> None:
     with store.embedded(folder) as url, store.connect(url) as client:
         client.set("a", "1")

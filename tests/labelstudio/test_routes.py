@@ -211,6 +211,7 @@ def test_no_text_fails_the_batch(client: FlaskClient, text: str) -> None:
     assert [set(item) for item in results] == [{"result", "score", "model_version"}] * 2
 
 
+@pytest.mark.slow  # predicts 350 texts
 def test_texts_asked_for_again_need_no_model(client: FlaskClient, services: Services) -> None:
     texts = [f"{text} {index}" for index in range(70) for text in TEXTS]
     first = post(client, "/predict", predict_body(tasks_of(*texts)))["results"]

@@ -213,6 +213,7 @@ def test_few_examples_are_cross_validated(tmp_path: Path) -> None:
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow  # trains two versions
 def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     first = run(loaded("bert"), project(), tmp_path / "parent")
     still = TrainingSettings(rank=2, rate=0.0, strengths=(1.0,), min_steps=2, max_steps=2)
@@ -280,6 +281,7 @@ def test_corrections_weigh_more(tmp_path: Path) -> None:
     assert preferences[0] < 0 < preferences[-1], "with weight 0 only what contradicts it is learnt"
 
 
+@pytest.mark.slow  # trains two versions
 def test_other_texts_of_the_project_are_replayed(tmp_path: Path) -> None:
     """What the base model says of them changes less if they are replayed."""
     other = AnnotatedText("label", Passage("a creative work of George in 2024"), LABELS, ())

@@ -12,6 +12,7 @@ PROJECT = "2.1795333437"
 TIMEOUT_S = 60
 
 
+@pytest.mark.slow  # waits for a beat of the lease
 def test_who_has_lost_its_lease_stops_at_its_next_report(valkey: redis.Redis) -> None:
     with lease.training(valkey, PROJECT) as run:
         run.report(Progress("fit"))
@@ -22,6 +23,7 @@ def test_who_has_lost_its_lease_stops_at_its_next_report(valkey: redis.Redis) ->
     assert valkey.get(lease._lease_key(PROJECT)) == b"somebody else", "it is theirs"
 
 
+@pytest.mark.slow  # waits for a beat of the lease
 def test_a_lease_that_expired_is_taken_back_if_nobody_else_has_it(valkey: redis.Redis) -> None:
     with lease.training(valkey, PROJECT) as run:
         valkey.delete(lease._lease_key(PROJECT))
