@@ -23,6 +23,9 @@ def _add_train_base(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where checkpoint, log and state go")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="default: the bundled checkpoint's recipe.json")
+    parser.add_argument(
+        "--from", dest="begin_from", metavar="NAME", help="begin from this checkpoint (name or folder), not from MiniLM"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU")
     parser.add_argument(
         "--stop-after-s", type=float, metavar="SECONDS", help="stop after this time; the run can be resumed"
@@ -88,24 +91,33 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_base(options: argparse.Namespace) -> int:
-    from backend.engine.checkpoint import BUNDLED, DEFAULT_MODEL
+    from backend.engine.checkpoint import BUNDLED, DEFAULT_MODEL, resolve
     from backend.pretraining import trainer
     from backend.pretraining.recipe import read_recipe
 
     recipe = read_recipe(options.recipe or BUNDLED / DEFAULT_MODEL / "recipe.json")
-    trainer.train(recipe, options.data, options.out, device=options.device, stop_after_s=options.stop_after_s)
+    trainer.train(
+        recipe,
+        options.data,
+        options.out,
+        begin_from=None if options.begin_from is None else resolve(options.begin_from).path,
+        device=options.device,
+        stop_after_s=options.stop_after_s,
+    )
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from backend.evaluation import accuracy
+    from backend.evaluation.corpora import read_corpora
+    from backend.pretraining.written import written_corpora
 
     if options.predictions is not None:
         print(accuracy.evaluate_predictions(options.predictions, options.tokenizer))
         return 0
     accuracy.evaluate_checkpoint(
         options.checkpoint,
-        options.data,
+        [*read_corpora(options.data), *written_corpora()],
         only=options.corpus,
         split=options.split,
         limit=options.limit,

@@ -64,6 +64,7 @@ class Checkpoint:
     limits: Limits
     digest: str
     draft_head: Path | None = None
+    marks_case: bool = False
     scores: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -110,6 +111,7 @@ def resolve(model: str) -> Checkpoint:
         limits=_limits(own, config),
         digest=_digest(path),
         draft_head=_draft_head(own, path),
+        marks_case=_flag(own, "marks_case"),
         scores=own.get("scores", {}),
     )
 
@@ -161,6 +163,13 @@ def _length(own: dict[str, Any], key: str, default: int) -> int:
     value = own.get(key, default)
     if not isinstance(value, int) or value < 1:
         raise CheckpointError(f"gner.json: {key} is {value!r}; expected a number of tokens")
+    return value
+
+
+def _flag(own: dict[str, Any], key: str) -> bool:
+    value = own.get(key, False)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"gner.json: {key} is {value!r}; expected true or false")
     return value
 
 
@@ -271,6 +280,7 @@ def load(
         checkpoint.limits,
         source_ends_with_eos=checkpoint.kind == "seq2seq",
         locates_words=checkpoint.draft_head is not None,
+        marks_case=checkpoint.marks_case,
     )
     return LoadedModel(checkpoint, _family(checkpoint, model), codec, device, dtype)
 

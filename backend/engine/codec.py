@@ -10,6 +10,7 @@ from backend.engine.draft_head import Places, locate
 from backend.errors import CheckpointError, PromptTooLong
 from backend.ner import segment
 from backend.ner.bio import tag_names
+from backend.ner.casing import PLAIN, kind
 from backend.ner.grammar import Grammar
 from backend.ner.prompt import PromptFormat
 from backend.ner.segment import Budget, WordCost
@@ -43,6 +44,8 @@ class EncodedPrompt:
 
     `draft` are indices of tags that the decoder starts from; a wrong draft costs time but never changes a label.
     `places` tells where words and labels are in the source; only checkpoints with a draft head need it.
+    `source_kinds` tells how the word of each source token is written (see ner.casing); only checkpoints that mark case
+    need it.
     """
 
     labels: tuple[str, ...]
@@ -51,6 +54,7 @@ class EncodedPrompt:
     codes: tuple[WordCode, ...]
     draft: tuple[int, ...] | None = None
     places: Places | None = None
+    source_kinds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +76,18 @@ class Codec:
         *,
         source_ends_with_eos: bool,
         locates_words: bool = False,
+        marks_case: bool = False,
     ) -> None:
         """`tokenizer` is a fast tokenizer. An encoder's prompt ends with EOS, a causal model's must not.
 
-        `locates_words`: prompts get `places`, which a draft head needs.
+        `locates_words`: prompts get `places`, which a draft head needs. `marks_case`: prompts get `source_kinds`.
         """
         self.tokenizer = tokenizer
         self._format = prompt_format
         self.limits = limits
         self._source_ends_with_eos = source_ends_with_eos
         self._locates_words = locates_words
+        self._marks_case = marks_case
         self._anchor_ids = self._raw_ids(_ANCHOR)
         self.grammar = lru_cache(maxsize=256)(self._grammar)
         self._word_code = lru_cache(maxsize=65536)(self._encode_word)
@@ -102,13 +108,15 @@ class Codec:
                 f"a prompt of {len(source_ids)} tokens ({len(words)} words, {len(labels)} labels) exceeds the "
                 f"checkpoint's {self.limits.source_tokens}"
             )
+        places = locate(self._format.template, labels, words, offsets) if offsets else None
         return EncodedPrompt(
             labels,
             tuple(words),
             source_ids,
             tuple(self._word_code(labels, word) for word in words),
             None if draft is None else tuple(grammar.tags.index(tag) for tag in draft),
-            locate(self._format.template, labels, words, offsets) if self._locates_words else None,
+            places if self._locates_words else None,
+            _kinds(words, places, offsets) if self._marks_case and places else None,
         )
 
     def windows(
@@ -140,7 +148,9 @@ class Codec:
     def _source(self, labels: tuple[str, ...], words: Sequence[str]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """The prompt's token ids, and their places in its text (empty unless `locates_words`)."""
         text = self._format.render([_encodable(label) for label in labels], [_encodable(word) for word in words])
-        encoding = self.tokenizer(text, truncation=False, return_offsets_mapping=self._locates_words)
+        encoding = self.tokenizer(
+            text, truncation=False, return_offsets_mapping=self._locates_words or self._marks_case
+        )
         ids: list[int] = encoding["input_ids"]
         if not self._source_ends_with_eos and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
@@ -191,6 +201,18 @@ class Codec:
 
     def _raw_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _kinds(words: Sequence[str], places: Places, offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """How the word of each source token is written; a token of no word is plain."""
+    kinds = [PLAIN] * len(offsets)
+    for word, first in zip(words, places.word_positions, strict=True):
+        begin, token = offsets[first][0], first
+        # a special token is of no word: its range is empty
+        while token < len(offsets) and offsets[token][0] < offsets[token][1] and offsets[token][0] < begin + len(word):
+            kinds[token] = kind(word)
+            token += 1
+    return tuple(kinds)
 
 
 def _encodable(text: str) -> str:

@@ -21,7 +21,8 @@ from backend.engine.t5 import T5Layers
 # Padded tokens per encoder call on a CPU. docs/decisions.md has the measurements, on T5-base and gner-mini.
 _CPU_ENCODER_TOKENS = 512
 
-Encoder = Callable[[Tensor, Tensor], Tensor]  # ids and mask (batch, source) -> hidden states (batch, source, hidden)
+# ids, mask and kinds of words, if there are any (batch, source) -> hidden states (batch, source, hidden)
+Encoder = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Family(Protocol):
@@ -67,6 +68,7 @@ def _encode(
 ) -> DecodingState:
     """Run the encoder; the target is still empty."""
     ids, mask = pad([prompt.source_ids for prompt in prompts], device)
+    kinds = source_kinds(prompts, device)
     lengths = [len(prompt.source_ids) for prompt in prompts]
     target = DynamicCache()
     return DecodingState(
@@ -74,21 +76,30 @@ def _encode(
         target=target,
         start_tokens=[start_token] * len(prompts),
         filled=[0] * len(prompts),
-        source_hidden=_encoded(encoder, ids, mask, lengths),
+        source_hidden=_encoded(encoder, ids, mask, kinds, lengths),
         source_mask=mask if min(lengths) < max(lengths) else None,
     )
 
 
-def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Tensor:
+def source_kinds(prompts: Sequence[EncodedPrompt], device: torch.device) -> Tensor | None:
+    """How the word of each source token is written, (batch, source), or None for a checkpoint that is not told."""
+    rows = [prompt.source_kinds for prompt in prompts if prompt.source_kinds is not None]
+    return pad(rows, device)[0] if len(rows) == len(prompts) else None
+
+
+def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, kinds: Tensor | None, lengths: Sequence[int]) -> Tensor:
     """The encoder's output (batch, source, hidden).
 
     On a CPU, a few rows of like length run at a time: less is padded, and a layer's data stays in the CPU's cache.
     """
     if ids.device.type != "cpu":
-        return encoder(ids, mask)
+        return encoder(ids, mask, kinds)
     groups = batches_by_length(lengths, max_tokens=_CPU_ENCODER_TOKENS)
     widths = [max(lengths[row] for row in rows) for rows in groups]
-    parts = [encoder(ids[rows, :width], mask[rows, :width]) for rows, width in zip(groups, widths, strict=True)]
+    parts = [
+        encoder(ids[rows, :width], mask[rows, :width], None if kinds is None else kinds[rows, :width])
+        for rows, width in zip(groups, widths, strict=True)
+    ]
     states = parts[0].new_zeros(*ids.shape, parts[0].shape[-1])
     for rows, width, part in zip(groups, widths, parts, strict=True):
         states[rows, :width] = part
@@ -124,7 +135,10 @@ class T5Family:
     def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
         """Run the encoder, with our own layers."""
         start_token = self.model.config.decoder_start_token_id
-        return _encode(self._encoder.encode, prompts, start_token, self.model.device)
+        return _encode(self._run_encoder, prompts, start_token, self.model.device)
+
+    def _run_encoder(self, ids: Tensor, mask: Tensor, kinds: Tensor | None) -> Tensor:  # noqa: ARG002
+        return self._encoder.encode(ids, mask)
 
     def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:  # noqa: ARG002
         """None: T5 checkpoints have no draft head."""
@@ -156,8 +170,9 @@ class BertToBertFamily:
         start_token = self.model.generation_config.decoder_start_token_id
         return _encode(self._run_encoder, prompts, start_token, self.model.device)
 
-    def _run_encoder(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden: Tensor = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    def _run_encoder(self, ids: Tensor, mask: Tensor, kinds: Tensor | None) -> Tensor:
+        output = self.model.encoder(input_ids=ids, attention_mask=mask, token_type_ids=kinds)
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
-from backend.engine.family import pad
+from backend.engine.family import pad, source_kinds
 from backend.ner.bio import tag_names
 from backend.ner.structure import Respell, structure
 
@@ -69,6 +69,7 @@ class GenerateDecoder:
             pad_token_id=self._pad_token_id,
             return_dict_in_generate=True,
             output_scores=True,
+            **self._kinds(prompts),
             **self.options(prompts),
         )
 
@@ -85,6 +86,10 @@ class GenerateDecoder:
     def options(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:  # noqa: ARG002  # for a benchmark
         """Further arguments of `generate`."""
         return {}
+
+    def _kinds(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+        kinds = source_kinds(prompts, self._model.device)
+        return {} if kinds is None else {"token_type_ids": kinds}
 
     @property
     def _pad_token_id(self) -> int:

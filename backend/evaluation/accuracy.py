@@ -23,7 +23,7 @@ from backend.engine import checkpoint as checkpoints
 from backend.engine.generate import respelling
 from backend.engine.tagger import Tagger, WordsQuestion
 from backend.errors import CorpusError
-from backend.evaluation.corpora import SPLITS, Corpus, read_corpora
+from backend.evaluation.corpora import SPLITS, Corpus
 from backend.ner.bio import OUTSIDE, Sentence, mentions
 from backend.ner.scores import Counts
 from backend.ner.structure import Respell, entities, structure
@@ -106,14 +106,16 @@ def evaluate(tagger: Tagger, corpora: Sequence[Corpus], split: str, *, quiet: bo
     if not rows_of:
         raise CorpusError(f"no sentences in the {split} split of {sorted(corpus.name for corpus in corpora)}")
     for name, rows in rows_of.items():
-        gold = [sentence.tags for _, sentence in rows]
+        gold = [counted(sentence.tags, corpus) for corpus, sentence in rows]
         begun = time.monotonic()
-        questions = [WordsQuestion(sentence.words, corpus.labels) for corpus, sentence in rows]
+        questions = [WordsQuestion(sentence.words, sentence.labels or corpus.labels) for corpus, sentence in rows]
         with tqdm(total=len(questions), desc=name, unit="sentence", disable=quiet, leave=False) as bar:
             tagged = tagger.tag_words(questions, bar.update)
         elapsed_s = time.monotonic() - begun
         num_words = sum(map(len, gold))
-        drafts = [row.draft for row in tagged if row.draft is not None]
+        drafts = [
+            counted(row.draft, corpus) for (corpus, _), row in zip(rows, tagged, strict=True) if row.draft is not None
+        ]
         has_drafts = len(drafts) == len(tagged)
         agreeing = sum(a == b for row in tagged if row.draft for a, b in zip(row.tags, row.draft, strict=True))
         yield Evaluation(
@@ -121,10 +123,15 @@ def evaluate(tagger: Tagger, corpora: Sequence[Corpus], split: str, *, quiet: bo
             split,
             len(rows),
             num_words / elapsed_s,
-            score(gold, [row.tags for row in tagged]),
+            score(gold, [counted(row.tags, corpus) for (corpus, _), row in zip(rows, tagged, strict=True)]),
             score(gold, drafts) if has_drafts else None,
             agreeing / num_words if has_drafts else None,
         )
+
+
+def counted(tags: Sequence[str], corpus: Corpus) -> tuple[str, ...]:
+    """The tags without the entities that the corpus does not score."""
+    return tuple(tag if not corpus.scored or tag[2:] in corpus.scored else OUTSIDE for tag in tags)
 
 
 def sentences_of(corpus: Corpus, split: str) -> tuple[Sentence, ...]:
@@ -199,7 +206,7 @@ def average_f1(scores: dict[str, Counts]) -> float:
 
 def evaluate_checkpoint(
     model: str,
-    corpora_folder: Path,
+    corpora: Sequence[Corpus],
     *,
     only: Sequence[str] | None,
     split: str,
@@ -215,9 +222,9 @@ def evaluate_checkpoint(
     checkpoint = checkpoints.resolve(model)
     chosen_device = checkpoints.pick_device(device)
     loaded = checkpoints.load(checkpoint, chosen_device, checkpoints.pick_dtype(dtype, chosen_device))
-    corpora = [_first(corpus, limit) for corpus in _chosen(read_corpora(corpora_folder), only)]
+    chosen = [_first(corpus, limit) for corpus in _chosen(corpora, only)]
     done = []
-    for entry in evaluate(Tagger.of(loaded), corpora, split):
+    for entry in evaluate(Tagger.of(loaded), chosen, split):
         print(f"{entry.name}: F1 {entry.score.f1:.4f} ({entry.words_per_s:,.0f} words/s)", flush=True)
         done.append(entry)
     threads = f"{torch.get_num_threads()} threads" if chosen_device.type == "cpu" else ""

@@ -24,6 +24,7 @@ class Corpus:
     train: tuple[Sentence, ...]
     dev: tuple[Sentence, ...]
     test: tuple[Sentence, ...]
+    scored: tuple[str, ...] = ()  # the labels whose entities count; empty: all
 
     @property
     def family(self) -> str:
@@ -52,7 +53,9 @@ def _read_corpus(folder: Path) -> list[Corpus]:
         Corpus(
             name,
             label_set(sentence for sentences in splits.values() for sentence in sentences),
-            *(splits.get(split, ()) for split in SPLITS),
+            train=splits.get("train", ()),
+            dev=splits.get("dev", ()),
+            test=splits.get("test", ()),
         )
         for name, splits in splits_of_part.items()
     ]

@@ -169,10 +169,11 @@ class Tagged(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """Words and one BIO tag for each."""
+    """Words and their BIO tags, one each."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
+    labels: tuple[str, ...] = ()  # what this sentence is asked for; empty: the label set of its corpus
 
 
 @dataclass(frozen=True, slots=True)

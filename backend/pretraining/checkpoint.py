@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
@@ -23,6 +24,8 @@ from transformers import (
 )
 
 from backend.engine.draft_head import DraftHead
+from backend.errors import CheckpointError, InvalidSettings
+from backend.ner.casing import NUM_KINDS
 from backend.pretraining.losses import Learner
 from backend.pretraining.recipe import Architecture, Recipe, write_recipe
 from backend.pretraining.tokenizer import END, PAD, START, UNKNOWN, Speller, count_words, prune, read_tokenizer
@@ -71,7 +74,58 @@ def build(recipe: Recipe, sentences: Iterable[Sequence[str]], encoder_folder: Pa
     minilm.config._name_or_path = ""  # a path of this machine would be published with the checkpoint
     model = _model(minilm, architecture, old_ids, fast)
     head = DraftHead(minilm.config.hidden_size, architecture.draft_size)
-    return Built(Learner(model, head), fast, Speller(tokenizer, recipe.template))
+    return _built(model, head, fast, recipe)
+
+
+def build_from(folder: Path, recipe: Recipe) -> Built:
+    """A checkpoint of the bundled kind, to be trained on. The recipe's architecture must be the checkpoint's, but may
+    mark case where the checkpoint does not: every way to write a word then begins as the one that there was.
+
+    Raises CheckpointError if the folder holds no such checkpoint, InvalidSettings if the recipe's shape is another.
+    """
+    torch.manual_seed(recipe.seed)
+    try:
+        model: Any = EncoderDecoderModel.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot begin from the checkpoint in {folder}: {error}") from error
+    head = DraftHead.load(folder / "draft_head.safetensors").float()
+    _check_shape(model.config, recipe.architecture, folder)
+    model.config._name_or_path = model.config.encoder._name_or_path = model.config.decoder._name_or_path = ""
+    return _built(model.train(), head.train(), tokenizer, recipe)
+
+
+def _check_shape(config: Any, architecture: Architecture, folder: Path) -> None:
+    """Of what the recipe says of the decoder, and of the vocabulary."""
+    for found, name in (
+        (config.decoder.num_hidden_layers, "decoder_layers"),
+        (config.decoder.hidden_size, "decoder_hidden"),
+        (config.vocab_size, "vocabulary_size"),
+    ):
+        if found != getattr(architecture, name):
+            raise InvalidSettings(f"the checkpoint in {folder} has {name} {found}, not {getattr(architecture, name)}")
+
+
+def _built(model: Any, head: DraftHead, tokenizer: Any, recipe: Recipe) -> Built:
+    """The learner of a model, which can be told how words are written if the recipe says so."""
+    marks_case = recipe.architecture.marks_case
+    if marks_case:
+        _widen_token_types(model.encoder)
+        model.config.encoder.type_vocab_size = NUM_KINDS
+    speller = Speller(tokenizer.backend_tokenizer, recipe.template, marks_case=marks_case)
+    return Built(Learner(model, head), tokenizer, speller)
+
+
+def _widen_token_types(encoder: Any) -> None:
+    """One row for each way to write a word, the new ones equal to the first, unless the encoder has them already."""
+    before = encoder.embeddings.token_type_embeddings.weight
+    if before.shape[0] == NUM_KINDS:
+        return
+    table = nn.Embedding(NUM_KINDS, before.shape[1])
+    with torch.no_grad():
+        table.weight.copy_(before[:1].expand(NUM_KINDS, -1))
+    encoder.embeddings.token_type_embeddings = table
+    encoder.config.type_vocab_size = NUM_KINDS
 
 
 def _model(minilm: Any, architecture: Architecture, old_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -141,6 +195,7 @@ def export(learner: Learner, tokenizer: PreTrainedTokenizerFast, recipe: Recipe,
         "max_target_tokens": recipe.architecture.max_tokens,
         "scores": scores,
         "draft_head": "draft_head.safetensors",
+        **({"marks_case": True} if recipe.architecture.marks_case else {}),
     }
     described.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     write_recipe(recipe, out / "recipe.json")

@@ -38,6 +38,7 @@ class Batch:
 
     source: Tensor  # (B, S)
     source_mask: Tensor
+    source_kinds: Tensor
     target_in: Tensor  # (B, T), behind the start token
     target_mask: Tensor
     vocabulary: Tensor  # (U,), every token id that the batch's targets and options have
@@ -74,6 +75,7 @@ def collate(rows: Sequence[Encoded], speller: Speller) -> Batch:
     arrays = {
         "source": source,
         "source_mask": source_mask,
+        "source_kinds": _pad([row.source_kinds or [0] * len(row.source) for row in rows])[0],
         "target_in": target_in,
         "target_mask": target_mask,
         "vocabulary": vocabulary,
@@ -125,7 +127,9 @@ class Learner(nn.Module):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`decisions`, `copy`, `draft`, `pointer`: a scalar each, in float32."""
         source_mask = batch.source_mask
-        encoded = self.model.encoder(input_ids=batch.source, attention_mask=source_mask).last_hidden_state
+        encoded = self.model.encoder(
+            input_ids=batch.source, attention_mask=source_mask, token_type_ids=batch.source_kinds
+        ).last_hidden_state
         output = self.model.decoder.bert(
             input_ids=batch.target_in,
             attention_mask=batch.target_mask,

@@ -6,7 +6,7 @@ split at punctuation as at serving time, several sentences in one window, mentio
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +14,7 @@ from backend.errors import CorpusError
 from backend.evaluation.corpora import Corpus
 from backend.ner.bio import OUTSIDE, Sentence, mentions_by_label, replace_mentions
 from backend.ner.segment import words as segment_words
+from backend.pretraining.schemas import SchemaRecipe, Types, rename, respell, vary
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,23 @@ class Example:
 class Mixture:
     """Draws examples from the train splits. Holds no random state: the same generator draws the same examples."""
 
-    def __init__(self, corpora: Sequence[Corpus], recipe: MixtureRecipe) -> None:
-        """Raises CorpusError if the recipe wants a corpus that is not there, or one that has nothing to train on."""
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        recipe: MixtureRecipe,
+        schemas: SchemaRecipe | None = None,
+        types: Types | None = None,
+    ) -> None:
+        """`types` are needed where sentences have labels of their own.
+
+        Raises CorpusError if the recipe wants a corpus that is not there, or one that has nothing to train on.
+        """
         missing = set(recipe.shares) - {corpus.family for corpus in corpora if corpus.train}
         if missing:
             raise CorpusError(f"no train split for {sorted(missing)}; there are {sorted({c.family for c in corpora})}")
         self._recipe = recipe
+        self._schemas = schemas or SchemaRecipe()
+        self._types = types
         self._corpora = [corpus for corpus in corpora if corpus.family in recipe.shares]
         sizes = {
             family: sum(len(corpus.train) for corpus in self._corpora if corpus.family == family)
@@ -65,8 +77,27 @@ class Mixture:
 
     def draw(self, rng: random.Random) -> Example:
         """One example: a corpus by weight, sentences of it uniformly, then the changes of the recipe."""
-        recipe = self._recipe
         (corpus,) = rng.choices(self._corpora, self._weights)
+        drawn = self._passage(corpus, rng) if corpus.train[0].labels else self._sentences(corpus, rng)
+        return _respelled(drawn, self._schemas, rng)
+
+    def _passage(self, corpus: Corpus, rng: random.Random) -> Example:
+        """A text that has a schema of its own, asked with one that varies."""
+        assert self._types is not None, f"{corpus.name} has a schema for each text, and no types are given"
+        sentence = vary(rng.choice(corpus.train), self._types, self._schemas, rng)
+        names: dict[str, str] = {}
+        for label in sentence.labels:
+            name = rename(label, self._schemas, rng)
+            taken = {other.lower() for other in (*sentence.labels, *names.values())}
+            names[label] = label if name.lower() in taken or name.lower() in self._types.never else name
+        labels = self._ordered(names.values(), rng)
+        if rng.random() < self._recipe.swap_mentions:
+            sentence = swap_mentions(sentence, self._mentions[corpus.name], rng)
+        return Example(labels, sentence.words, tuple(_renamed(tag, names) for tag in sentence.tags))
+
+    def _sentences(self, corpus: Corpus, rng: random.Random) -> Example:
+        """Sentences of a corpus that has one label set."""
+        recipe = self._recipe
         words: list[str] = []
         tags: list[str] = []
         for _ in range(self._num_sentences(rng)):
@@ -106,10 +137,14 @@ class Mixture:
             names[label] = self._name(label, taken, rng)
             taken.add(names[label])
         labels = [*names.values(), *(self._name(label, taken, rng) for label in added if label not in corpus.labels)]
-        labels = sorted(set(labels))
-        if rng.random() < recipe.shuffle_labels:
-            rng.shuffle(labels)
-        return tuple(labels), names
+        return self._ordered(labels, rng), names
+
+    def _ordered(self, labels: Iterable[str], rng: random.Random) -> tuple[str, ...]:
+        """The distinct labels as the prompt has them: sorted or shuffled."""
+        ordered = sorted(set(labels))
+        if rng.random() < self._recipe.shuffle_labels:
+            rng.shuffle(ordered)
+        return tuple(ordered)
 
     def _name(self, label: str, taken: set[str], rng: random.Random) -> str:
         """The label itself, or one of its synonyms that no other label of the prompt has."""
@@ -121,6 +156,19 @@ def _renamed(tag: str, names: Mapping[str, str]) -> str:
     if tag == OUTSIDE or tag[2:] not in names:
         return OUTSIDE
     return tag[:2] + names[tag[2:]]
+
+
+def _respelled(example: Example, recipe: SchemaRecipe, rng: random.Random) -> Example:
+    """The example with its labels, and its text, in another case."""
+    labels, words, tags = example.labels, example.words, example.tags
+    if rng.random() < recipe.respell:
+        names = respell(labels, rng)
+        labels, tags = tuple(names[label] for label in labels), tuple(_renamed(tag, names) for tag in tags)
+    chance = rng.random()
+    if chance < recipe.lower_text + recipe.upper_text:
+        change = str.lower if chance < recipe.lower_text else str.upper
+        words = tuple(map(change, words))
+    return Example(labels, words, tags)
 
 
 def swap_mentions(

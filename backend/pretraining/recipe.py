@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from backend.errors import InvalidSettings
 from backend.pretraining.mixture import MixtureRecipe
+from backend.pretraining.schemas import SchemaRecipe
 
 _Part = TypeVar("_Part")
 
@@ -24,6 +25,7 @@ class Architecture:
     decoder_ffn: int
     draft_size: int
     max_tokens: int  # of the source, and of the target
+    marks_case: bool = False  # the encoder is told how each word is written, see ner.casing
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Recipe:
     schedule: Schedule
     losses: LossWeights
     mixture: MixtureRecipe
+    schemas: SchemaRecipe = field(default_factory=SchemaRecipe)
+    written_held_out_max: int = 100  # passages of each of its dev parts that a report is about
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -80,7 +84,13 @@ def read_recipe(path: Path) -> Recipe:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidSettings(f"cannot read the recipe {path}: {error}") from error
-    parts = {"architecture": Architecture, "schedule": Schedule, "losses": LossWeights, "mixture": MixtureRecipe}
+    parts = {
+        "architecture": Architecture,
+        "schedule": Schedule,
+        "losses": LossWeights,
+        "mixture": MixtureRecipe,
+        "schemas": SchemaRecipe,
+    }
     try:
         return _build(Recipe, {key: _build(parts[key], value) if key in parts else value for key, value in raw.items()})
     except ValueError as error:
@@ -90,10 +100,16 @@ def read_recipe(path: Path) -> Recipe:
 def _build(kind: type[_Part], raw: Any) -> _Part:
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected an object for {kind.__name__}, found {raw!r}")
-    expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if raw.keys() != expected:
+    known = {part.name for part in fields(kind)}  # type: ignore[arg-type]
+    # what came after the first checkpoint has a default, so that its recipe can still be read
+    expected = {
+        part.name
+        for part in fields(kind)  # type: ignore[arg-type]
+        if part.default is MISSING and part.default_factory is MISSING
+    }
+    if not expected <= raw.keys() <= known:
         raise ValueError(
-            f"{kind.__name__} lacks {sorted(expected - raw.keys())} and does not know {sorted(raw.keys() - expected)}"
+            f"{kind.__name__} lacks {sorted(expected - raw.keys())} and does not know {sorted(raw.keys() - known)}"
         )
     return kind(**raw)
 

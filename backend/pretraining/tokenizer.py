@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from backend.ner.bio import OUTSIDE, label_index, tag_names
+from backend.ner.casing import PLAIN, kind
 from backend.ner.grammar import Grammar
 from backend.pretraining.mixture import Example
 
@@ -113,6 +114,7 @@ class Encoded:
     word_positions: tuple[int, ...]  # first source token of each word
     label_spans: tuple[tuple[int, int], ...]  # source tokens of each label, half-open
     tags: tuple[int, ...]  # per word, the index into `tag_names(labels)`
+    source_kinds: tuple[int, ...] = ()  # per source token, how its word is written (see ner.casing); empty: not told
 
     @property
     def num_tokens(self) -> int:
@@ -122,8 +124,9 @@ class Encoded:
 class Speller:
     """Encodes examples. Its tokenizer is context-free over words, so every distinct text is tokenised once."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str, *, marks_case: bool = False) -> None:
         """`template` is that of the prompt, with the fields {labels} and {sentence}."""
+        self._marks_case = marks_case
         head, rest = template.split("{labels}")
         between, tail = rest.split("{sentence}")
         self._tokenizer = tokenizer
@@ -164,6 +167,9 @@ class Speller:
             word_spans.append((len(source), len(source) + len(self.ids(word))))
             source += self.ids(word)
         source += [*self._tail, self._end]
+        kinds = [PLAIN] * len(source)
+        for word, (start, end) in zip(example.words, word_spans, strict=True):
+            kinds[start:end] = [kind(word)] * (end - start)
 
         names = tag_names(example.labels)
         grammar = Grammar(example.labels, [self.tag_path(tag) for tag in names])
@@ -202,6 +208,7 @@ class Speller:
             tuple(start for start, _ in word_spans),
             tuple(label_spans),
             tags,
+            tuple(kinds) if self._marks_case else (),
         )
 
     def decoder_input(self, target: Sequence[int]) -> list[int]:

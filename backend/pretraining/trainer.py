@@ -30,16 +30,20 @@ from backend.engine.codec import Codec, Limits
 from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily
 from backend.engine.tagger import Tagger, WordsQuestion
-from backend.evaluation.accuracy import score
+from backend.errors import LabelsIndistinguishable
+from backend.evaluation.accuracy import counted, score
 from backend.evaluation.charts import write_curve
 from backend.evaluation.corpora import Corpus, read_corpora
 from backend.ner.bio import Sentence
 from backend.ner.prompt import PromptFormat
-from backend.pretraining.checkpoint import Built, build, export, minilm_folder
+from backend.pretraining.checkpoint import Built, build, build_from, export, minilm_folder
 from backend.pretraining.losses import Batch, Learner, collate
+from backend.pretraining.meanings import types_of
 from backend.pretraining.mixture import Mixture
 from backend.pretraining.recipe import Recipe
+from backend.pretraining.schemas import Types
 from backend.pretraining.tokenizer import Encoded, Speller
+from backend.pretraining.written import WRITTEN, read_unseen_types, written_corpora
 
 _AVERAGE_EVERY_STEPS = 4
 
@@ -70,6 +74,17 @@ def with_dev(corpora: Sequence[Corpus]) -> list[Corpus]:
     return [replace(corpus, train=corpus.train + corpus.dev, dev=()) for corpus in corpora]
 
 
+def materials(corpora_folder: Path, recipe: Recipe) -> tuple[list[Corpus], list[Corpus]]:
+    """What is trained on, and what its `dev` is chosen by: `hold_out`, and the written corpus if it has a share."""
+    training, chosen_by = hold_out(read_corpora(corpora_folder), recipe)
+    training = with_dev(training)
+    if WRITTEN in recipe.mixture.shares:
+        written = written_corpora()
+        training.append(written[0])
+        chosen_by += [replace(corpus, dev=corpus.dev[: recipe.written_held_out_max]) for corpus in written]
+    return training, chosen_by
+
+
 class Stream:
     """Batches for one process, for ever; where it stands is `pool` and `taken`."""
 
@@ -94,7 +109,10 @@ class Stream:
         schedule, limit = self._recipe.schedule, self._recipe.architecture.max_tokens
         encoded: list[Encoded] = []
         while len(encoded) < schedule.pool_examples:
-            example = self._speller.encode(self._mixture.draw(rng))
+            try:
+                example = self._speller.encode(self._mixture.draw(rng))
+            except LabelsIndistinguishable:  # `café` and `cafe`
+                continue
             if len(example.source) <= limit and len(example.target) <= limit:
                 encoded.append(example)
         encoded.sort(key=lambda example: example.num_tokens)
@@ -136,6 +154,8 @@ class _Run:
     recipe: Recipe
     corpora_folder: Path
     encoder_folder: Path
+    begin_from: Path | None
+    types: Types | None
     out: Path
     stop_after_s: float | None
     quiet: bool
@@ -147,6 +167,7 @@ def train(
     out: Path,
     *,
     encoder_folder: Path | None = None,
+    begin_from: Path | None = None,
     device: str | None = None,
     stop_after_s: float | None = None,
     quiet: bool = False,
@@ -154,14 +175,17 @@ def train(
     """Train, or go on where `out/state` says, until the schedule's end, an interrupt or `stop_after_s` of wall time.
 
     `out` gets the checkpoint folder of the moving average at every report, `training-log.jsonl` and `training.svg`.
+    `begin_from` is a checkpoint folder to begin from instead of the encoder alone.
     `device` is `cpu` or `cuda`; by default the latter where there is one.
     Raises CorpusError if the corpora are malformed or lack one that the recipe names.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     processes = recipe.schedule.processes if chosen.type == "cpu" else 1
-    run = _Run(recipe, corpora_folder, encoder_folder or minilm_folder(), out, stop_after_s, quiet)
+    encoder_folder = encoder_folder or minilm_folder()
+    types = _types(recipe, corpora_folder, encoder_folder)
+    run = _Run(recipe, corpora_folder, encoder_folder, begin_from, types, out, stop_after_s, quiet)
     out.mkdir(parents=True, exist_ok=True)
-    built = _build_for(run)
+    built = _build_for(run, materials(corpora_folder, recipe)[0])
     num_weights = sum(parameter.numel() for parameter in built.learner.parameters())
     dtype = training_dtype(chosen)
     shared = _Shared(
@@ -188,8 +212,16 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _build_for(run: _Run) -> Built:
-    training, _ = hold_out(read_corpora(run.corpora_folder), run.recipe)
+def _types(recipe: Recipe, corpora_folder: Path, encoder_folder: Path) -> Types | None:
+    """Of the texts that have a schema of their own, if any are trained on."""
+    training, _ = materials(corpora_folder, recipe)
+    names = [label for corpus in training for sentence in corpus.train for label in sentence.labels]
+    return types_of(names, encoder_folder, read_unseen_types()) if names else None
+
+
+def _build_for(run: _Run, training: Sequence[Corpus]) -> Built:
+    if run.begin_from is not None:
+        return build_from(run.begin_from, run.recipe)
     sentences = (sentence.words for corpus in training for sentence in corpus.train)
     return build(run.recipe, sentences, run.encoder_folder)
 
@@ -219,8 +251,8 @@ class _Trainer:
         self.rank, self.run, self.shared, self.processes = rank, run, shared, processes
         recipe = run.recipe
         self.recipe, self.schedule = recipe, recipe.schedule
-        training, self.chosen_by = hold_out(read_corpora(run.corpora_folder), recipe)
-        built = build(recipe, (s.words for corpus in training for s in corpus.train), run.encoder_folder)
+        training, self.chosen_by = materials(run.corpora_folder, recipe)
+        built = _build_for(run, training)
         self.learner, self.tokenizer, self.speller = built.learner, built.tokenizer, built.speller
         # BERT's fused attention is several times slower than the plain one for short rows on CPU
         for part in (self.learner.model.encoder, self.learner.model.decoder):
@@ -233,7 +265,8 @@ class _Trainer:
         self.losses: list[dict[str, float]] = []
         self.interrupted = False
         streams = self._resume()
-        self.stream = Stream(Mixture(with_dev(training), recipe.mixture), self.speller, recipe, rank, *streams)
+        mixture = Mixture(training, recipe.mixture, recipe.schemas, run.types)
+        self.stream = Stream(mixture, self.speller, recipe, rank, *streams)
 
     def interrupt(self, *_: object) -> None:
         """Stop after the current step, with everything saved."""
@@ -355,11 +388,16 @@ class _Trainer:
         folder.mkdir(exist_ok=True)
         if self.rank == 0:
             export(averaged, self.tokenizer, self.recipe, self.shared.weights.dtype, self.run.out)
-        questions = [WordsQuestion(sentence.words, corpus.labels) for corpus, sentence in mine]
+        questions = [WordsQuestion(sentence.words, sentence.labels or corpus.labels) for corpus, sentence in mine]
         family = BertToBertFamily(averaged.model, averaged.head)
         limits = Limits(self.recipe.architecture.max_tokens, self.recipe.architecture.max_tokens)
         codec = Codec(
-            self.tokenizer, PromptFormat(self.recipe.template), limits, source_ends_with_eos=True, locates_words=True
+            self.tokenizer,
+            PromptFormat(self.recipe.template),
+            limits,
+            source_ends_with_eos=True,
+            locates_words=True,
+            marks_case=self.recipe.architecture.marks_case,
         )
         result = [[row.tags, row.draft] for row in Tagger(family, codec).tag_words(questions)]
         (folder / f"held-out-{self.rank}.json").write_text(json.dumps(result), encoding="utf-8")
@@ -462,5 +500,9 @@ class _Trainer:
 
 
 def _f1(held_out: Sequence[tuple[Corpus, Sentence]], tags: Sequence[Sequence[str]], family: str) -> float:
-    rows = [(s.tags, found) for (corpus, s), found in zip(held_out, tags, strict=True) if corpus.family == family]
+    rows = [
+        (counted(s.tags, corpus), counted(found, corpus))
+        for (corpus, s), found in zip(held_out, tags, strict=True)
+        if corpus.family == family
+    ]
     return score([gold for gold, _ in rows], [found for _, found in rows]).f1

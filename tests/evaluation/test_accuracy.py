@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 
 from backend.cli import main
 from backend.engine import checkpoint as checkpoints
-from backend.engine.tagger import Tagger
+from backend.engine.tagger import Tagger, WordsQuestion
 from backend.errors import CorpusError
 from backend.evaluation.accuracy import (
     average_f1,
     bootstrap,
+    counted,
     evaluate,
     read_predictions,
     score,
     score_predictions,
 )
-from backend.evaluation.corpora import read_corpora
-from backend.ner.bio import mentions
+from backend.evaluation.corpora import Corpus, read_corpora
+from backend.ner.bio import Sentence, mentions
 from backend.ner.scores import Counts
 from backend.pretraining.checkpoint import build, export
 from tests.support import small_recipe as small
@@ -170,3 +171,27 @@ def test_the_command_on_predictions(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text(_line("trips", "Rome(B-city) or(O) Oslo(B-city)", "Rome(B-city) or(B-city) Oslo(O)") + "\n")
     assert main(["evaluate", "--predictions", str(path)]) == 0
     assert "| trips | 0.5000 | 0.5000 | 0.5000 |" in capsys.readouterr().out
+
+
+def test_each_sentence_is_asked_with_its_own_labels_and_only_scored_ones_count(folder: Path) -> None:
+    loaded = _load(folder)
+    sentences = (
+        Sentence(("Ada", "left", "Rome"), ("B-person", "O", "B-place"), ("person", "place")),
+        Sentence(("aspirin", "cures"), ("B-chemical", "O"), ("chemical",)),
+    )
+    corpus = Corpus("own", ("chemical", "person", "place"), (), sentences, (), ("place", "chemical"))
+    [entry] = evaluate(Tagger.of(loaded), [corpus], "dev", quiet=True)
+    assert entry.score.total.expected == 2
+    assert {*entry.score.by_label} <= {"place", "chemical"}
+    tagged = Tagger.of(loaded).tag_words([WordsQuestion(s.words, s.labels) for s in sentences])
+    expected = score([counted(s.tags, corpus) for s in sentences], [counted(row.tags, corpus) for row in tagged])
+    assert entry.score == expected
+    assert counted(("B-person", "O", "B-place"), corpus) == ("O", "O", "B-place")
+
+
+def test_the_written_corpus_is_measured_beside_those_of_the_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--data", str(folder / "ner"), "--checkpoint", str(folder / "checkpoint")]
+    assert main([*command, "--corpus", "written", "--split", "dev", "--limit", "1"]) == 0
+    assert "| written | dev | 1 |" in capsys.readouterr().out

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from backend.engine.draft_head import DraftHead
-from backend.errors import CorpusError, InvalidSettings
+from backend.errors import CheckpointError, CorpusError, InvalidSettings
 from backend.evaluation.corpora import Corpus, read_corpora
 from backend.ner.bio import Sentence
-from backend.pretraining.checkpoint import build, export
+from backend.ner.casing import CAPITAL, NUM_KINDS
+from backend.pretraining.checkpoint import build, build_from, export
 from backend.pretraining.losses import collate
 from backend.pretraining.mixture import Example
 from backend.pretraining.recipe import read_recipe, write_recipe
@@ -180,3 +181,60 @@ def test_published_dev_splits_are_trained_on_test_splits_never() -> None:
     first, second, third = (Sentence((word,), ("O",)) for word in ("a", "b", "c"))
     [corpus] = with_dev([Corpus("x", ("thing",), train=(first,), dev=(second,), test=(third,))])
     assert (corpus.train, corpus.test) == ((first, second), (third,))
+
+
+def test_a_run_begins_from_a_checkpoint(encoder: Path, corpora: Path, tmp_path: Path) -> None:
+    first = replace(small.recipe(), architecture=replace(small.recipe().architecture, vocabulary_size=100))
+    train(first, corpora, tmp_path / "first", encoder_folder=encoder, quiet=True)
+    second = replace(first, architecture=replace(first.architecture, vocabulary_size=_vocabulary(tmp_path / "first")))
+    second = replace(second, architecture=replace(second.architecture, marks_case=True))
+    built = build_from(tmp_path / "first", second)
+    before, begun = _weights(tmp_path / "first"), built.learner.model.state_dict()
+    kinds = begun["encoder.embeddings.token_type_embeddings.weight"]
+    row = before["encoder.embeddings.token_type_embeddings.weight"][0].float()
+    assert torch.equal(kinds, row.expand(NUM_KINDS, -1))
+    same = [name for name in before if "token_type" not in name or name.startswith("decoder")]
+    assert all(torch.equal(begun[name], before[name].float()) for name in same)
+
+    train(second, corpora, tmp_path / "second", encoder_folder=encoder, begin_from=tmp_path / "first", quiet=True)
+    assert json.loads((tmp_path / "second" / "gner.json").read_text())["marks_case"] is True
+    after = _weights(tmp_path / "second")["encoder.embeddings.token_type_embeddings.weight"]
+    assert after.shape[0] == NUM_KINDS
+    assert not torch.equal(after[0], after[1])  # Ada is a Capital, left is not
+    again = build_from(tmp_path / "second", second).learner.model.state_dict()
+    assert torch.equal(again["encoder.embeddings.token_type_embeddings.weight"], after.float())
+
+
+def _vocabulary(folder: Path) -> int:
+    size: int = json.loads((folder / "config.json").read_text())["vocab_size"]
+    return size
+
+
+def test_a_folder_to_begin_from_must_suit_the_recipe(encoder: Path, tmp_path: Path) -> None:
+    recipe = small.recipe()
+    with pytest.raises(CheckpointError, match="missing"):
+        build_from(tmp_path / "missing", recipe)
+    built = build(recipe, [("Ada",)], encoder)
+    export(built.learner, built.tokenizer, recipe, torch.float32, tmp_path)
+    size = _vocabulary(tmp_path)
+    deeper = replace(recipe.architecture, vocabulary_size=size, decoder_layers=3)
+    with pytest.raises(InvalidSettings, match="decoder_layers 2, not 3"):
+        build_from(tmp_path, replace(recipe, architecture=deeper))
+
+
+def test_kinds_reach_the_batch_only_if_the_recipe_says_so(encoder: Path) -> None:
+    example = Example(("person",), ("Ada", "left"), ("B-person", "O"))
+    for marks_case, expected in ((False, 0), (True, CAPITAL)):
+        recipe = small.recipe()
+        recipe = replace(recipe, architecture=replace(recipe.architecture, marks_case=marks_case))
+        built = build(recipe, [("Ada",)], encoder)
+        encoded = built.speller.encode(example)
+        batch = collate([encoded], built.speller)
+        assert int(batch.source_kinds[0, encoded.word_positions[0]]) == expected
+        assert int(batch.source_kinds.sum()) == expected
+
+
+def test_the_first_recipe_can_still_be_read() -> None:
+    first = read_recipe(RECIPE.parents[2] / "pretraining/recipes/gner-mini-1.json")
+    assert not first.architecture.marks_case
+    assert "written" not in first.mixture.shares

@@ -1,0 +1,39 @@
+"""How near in meaning the names of types are, by the sentence encoder that the bundled checkpoint begins from."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import BertModel
+
+from backend.pretraining.schemas import Types
+from backend.pretraining.tokenizer import read_tokenizer
+
+_BATCH = 256
+
+
+def types_of(names: Iterable[str], encoder_folder: Path, never: frozenset[str] = frozenset()) -> Types:
+    """The distinct names, sorted, with their meanings. Those that are `never` asked are in lower case."""
+    distinct = sorted({*names})
+    return Types(distinct, vectors(distinct, encoder_folder), never)
+
+
+@torch.inference_mode()
+def vectors(texts: list[str], encoder_folder: Path) -> NDArray[np.float32]:
+    """(texts, hidden), each of length 1: the mean state of a text's tokens."""
+    tokenizer = read_tokenizer(encoder_folder / "tokenizer.json")
+    tokenizer.enable_padding()
+    encoder: Any = BertModel.from_pretrained(encoder_folder, dtype=torch.float32)
+    encoder.eval()
+    parts = [np.zeros((0, encoder.config.hidden_size), dtype=np.float32)]
+    for begin in range(0, len(texts), _BATCH):
+        encoded = tokenizer.encode_batch([text.lower() for text in texts[begin : begin + _BATCH]])
+        ids = torch.tensor([row.ids for row in encoded])
+        mask = torch.tensor([row.attention_mask for row in encoded])
+        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        parts.append(torch.nn.functional.normalize(means, dim=-1).numpy())
+    return np.concatenate(parts)
