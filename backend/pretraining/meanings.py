@@ -28,12 +28,14 @@ def vectors(texts: list[str], encoder_folder: Path) -> NDArray[np.float32]:
     tokenizer.enable_padding()
     encoder: Any = BertModel.from_pretrained(encoder_folder, dtype=torch.float32)
     encoder.eval()
-    parts = [np.zeros((0, encoder.config.hidden_size), dtype=np.float32)]
+    found = np.zeros((len(texts), encoder.config.hidden_size), dtype=np.float32)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
     for begin in range(0, len(texts), _BATCH):
-        encoded = tokenizer.encode_batch([text.lower() for text in texts[begin : begin + _BATCH]])
+        chosen = order[begin : begin + _BATCH]
+        encoded = tokenizer.encode_batch([texts[index].lower() for index in chosen])
         ids = torch.tensor([row.ids for row in encoded])
         mask = torch.tensor([row.attention_mask for row in encoded])
         states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        parts.append(torch.nn.functional.normalize(means, dim=-1).numpy())
-    return np.concatenate(parts)
+        found[chosen] = torch.nn.functional.normalize(means, dim=-1).numpy()
+    return found

@@ -18,8 +18,7 @@ from backend.engine.sequential import SequentialDecoder
 from backend.errors import CheckpointError
 from backend.ner.casing import CAPITAL, NUM_KINDS, PLAIN, UPPER
 from backend.ner.prompt import PromptFormat
-
-from . import tiny
+from tests.support import tiny
 
 LABELS = ("person", "location")
 WORDS = ("Marie", "worked", "in", "PARIS", ".")
