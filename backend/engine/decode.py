@@ -293,7 +293,7 @@ class ExactDecoder:
             drafts = drafts_of(logits, prompts)
         elif self._drafter is not None:
             drafts = self._drafter.draft(prompts)
-        # another checkpoint's probabilities hardly predict where this one differs: see docs/decisions.md
+        # another checkpoint's probabilities hardly predict where this one differs: see docs/lab-notes.md
         threshold = self._draft_threshold if logits is not None else 0.0
         for row, draft in zip(rows, drafts, strict=False):
             if draft is not None:

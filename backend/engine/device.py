@@ -9,7 +9,7 @@ import torch
 class DeviceProfile:
     """Sizes that suit a device. The time of a pass grows with its tokens on a CPU, but hardly on a GPU.
 
-    The measurements are in docs/decisions.md. `draft_threshold` is a probability, 0..1: a draft below it ends the
+    The measurements are in docs/lab-notes.md. `draft_threshold` is a probability, 0..1: a draft below it ends the
     window of a text that is decoded alone. `batch_tokens` counts source and target, with padding.
     """
 

@@ -18,7 +18,7 @@ from backend.engine.decoding_state import DecodingState, Feed
 from backend.engine.draft_head import DraftHead, stack
 from backend.engine.t5 import T5Layers
 
-# Padded tokens per encoder call on a CPU. docs/decisions.md has the measurements, on T5-base and gner-mini.
+# Padded tokens per encoder call on a CPU. docs/lab-notes.md has the measurements, on T5-base and gner-mini.
 _CPU_ENCODER_TOKENS = 512
 
 # ids, mask and kinds of words, if there are any (batch, source) -> hidden states (batch, source, hidden)

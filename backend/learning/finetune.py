@@ -70,7 +70,7 @@ _PARENT = "parent"
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How a version is trained; the measurements that chose the numbers are in docs/decisions.md.
+    """How a version is trained; the measurements that chose the numbers are in docs/lab-notes.md.
 
     A share is a number of lessons per lesson of the project. An epoch sees every lesson of the project once.
     """
