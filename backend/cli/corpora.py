@@ -96,7 +96,7 @@ def _train_base(options: argparse.Namespace) -> int:
     from backend.pretraining.recipe import read_recipe
 
     recipe = read_recipe(options.recipe or BUNDLED / DEFAULT_MODEL / "recipe.json")
-    trainer.train(
+    trainer.pretrain(
         recipe,
         options.data,
         options.out,
@@ -108,14 +108,14 @@ def _train_base(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from backend.evaluation import accuracy
+    from backend.evaluation import checkpoint_scores, paper_scores
     from backend.evaluation.corpora import read_corpora
     from backend.pretraining.written import written_corpora
 
     if options.predictions is not None:
-        print(accuracy.evaluate_predictions(options.predictions, options.tokenizer))
+        print(paper_scores.evaluate_predictions(options.predictions, options.tokenizer))
         return 0
-    accuracy.evaluate_checkpoint(
+    checkpoint_scores.evaluate_checkpoint(
         options.checkpoint,
         [*read_corpora(options.data), *written_corpora()],
         only=options.corpus,

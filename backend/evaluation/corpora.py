@@ -27,7 +27,7 @@ class Corpus:
     scored: tuple[str, ...] = ()  # the labels whose entities count; empty: all
 
     @property
-    def family(self) -> str:
+    def collection(self) -> str:
         """The corpus that this is a part of: `snips` for `snips/play-music`, else its own name."""
         return self.name.split("/")[0]
 

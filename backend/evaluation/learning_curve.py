@@ -99,7 +99,7 @@ def _scored(
 ) -> Point:
     """With whatever adapter is active."""
     found = {e.name: e.score for e in evaluate(Tagger.of(loaded), [learnt, known], "test", quiet=True)}
-    own, kept = found[learnt.family], found[known.family]
+    own, kept = found[learnt.collection], found[known.collection]
     return Point(size, trained_on, own.f1, own.low, own.high, kept.f1, published, reason, seconds)
 
 

@@ -1,14 +1,14 @@
-"""The model with its losses, and batches of encoded examples.
+"""The model with its losses, and batches of encoded samples.
 
 The model is a `transformers` EncoderDecoderModel of two BERTs. It learns from four losses:
 
-- decisions: at each position where the grammar leaves a choice, cross-entropy over the legal tokens only (as it is
-  decoded, see `ner.grammar`);
-- copy: cross-entropy over the whole answer, softmax over the batch's own vocabulary;
-- draft: the draft head's tags (see `engine.draft_head`);
-- pointer: one head of cross-attention is told where to look, at the word in question and at the label to be written
-  (guided alignment, Chen et al. 2016, arXiv:1607.01628). The places are known exactly, and without being told the
-  decoder takes long to find out.
+- decisions: where the grammar leaves a choice, cross-entropy over the legal tokens only. Decoding does the same (see
+  `ner.grammar`).
+- copy: cross-entropy over the whole answer, with a softmax over the tokens of the batch.
+- draft: the draft head's tags (see `engine.draft_head`).
+- pointer: one head of cross-attention learns to attend to the current word and to the label to write (guided
+  alignment, Chen et al. 2016, arXiv:1607.01628). These places are known exactly, and the decoder takes long to find
+  them by itself.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backend.engine.draft_head import DraftHead
-from backend.pretraining.tokenizer import Encoded, Speller
+from backend.pretraining.encoding import EncodedSample, SampleEncoder
 
-_PAD_MULTIPLE = 8  # few distinct shapes, little padding
-_IGNORED = -100  # cross_entropy's default for targets that do not count
+_PAD_MULTIPLE = 8  # few different shapes, little padding
+_IGNORED = -100  # the target that cross_entropy ignores by default
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Encoded examples as tensors.
+    """Encoded samples as tensors.
 
     Sizes: B rows, S source tokens, T target tokens, W words, L labels, N choices, K options of a choice.
     """
@@ -39,14 +39,14 @@ class Batch:
     source: Tensor  # (B, S)
     source_mask: Tensor
     source_kinds: Tensor
-    target_in: Tensor  # (B, T), behind the start token
+    target_in: Tensor  # (B, T), begins with the start token
     target_mask: Tensor
-    vocabulary: Tensor  # (U,), every token id that the batch's targets and options have
+    vocabulary: Tensor  # (U,), every token id in the targets and options of the batch
     target: Tensor  # (B, T), indices into vocabulary, -100 at padding
-    choice_rows: Tensor  # (N,), which of the B * T positions
+    choice_rows: Tensor  # (N,), index into the B * T positions
     choice_options: Tensor  # (N, K), indices into vocabulary
     choice_legal: Tensor  # (N, K), False at padding
-    choice_right: Tensor  # (N,), index into K
+    choice_correct: Tensor  # (N,), index into K
     word_pointers: Tensor  # (B, T, 2), half-open source positions, empty where there is none
     label_pointers: Tensor  # (B, T, 2)
     word_positions: Tensor  # (B, W)
@@ -54,20 +54,18 @@ class Batch:
     tags: Tensor  # (B, W), -100 at padding
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """The batch on a device."""
         return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
 
 
-def collate(rows: Sequence[Encoded], speller: Speller) -> Batch:
-    """Pad and stack."""
+def collate(rows: Sequence[EncodedSample], sample_encoder: SampleEncoder) -> Batch:
+    """Pad the samples to one length and stack them."""
     targets = [row.target for row in rows]
     options = [choice.options for row in rows for choice in row.choices]
-    vocabulary = np.unique(
-        np.fromiter(chain(chain.from_iterable(targets), chain.from_iterable(options)), dtype=np.int64)
-    )
+    vocabulary = np.unique(np.fromiter(chain.from_iterable([*targets, *options]), dtype=np.int64))
     num_target = _round_up(max(map(len, targets)))
     source, source_mask = _pad([row.source for row in rows])
-    target_in, target_mask = _pad([speller.decoder_input(target) for target in targets])
+    target_in, target_mask = _pad([sample_encoder.decoder_input(target) for target in targets])
     padded_targets, _ = _pad(targets)
     target = np.where(target_mask, np.searchsorted(vocabulary, padded_targets).clip(max=len(vocabulary) - 1), _IGNORED)
     padded_options, legal = _pad(options, multiple=1)
@@ -85,7 +83,7 @@ def collate(rows: Sequence[Encoded], speller: Speller) -> Batch:
         ),
         "choice_options": np.searchsorted(vocabulary, padded_options).clip(max=len(vocabulary) - 1),
         "choice_legal": legal.astype(bool),
-        "choice_right": np.array([choice.right for row in rows for choice in row.choices]),
+        "choice_correct": np.array([choice.correct for row in rows for choice in row.choices]),
         "word_pointers": _pad_spans([row.word_pointers for row in rows], num_target),
         "label_pointers": _pad_spans([row.label_pointers for row in rows], num_target),
         "word_positions": _pad([row.word_positions for row in rows], multiple=1)[0],
@@ -117,7 +115,7 @@ def _pad_spans(rows: Sequence[Sequence[tuple[int, int]]], width: int) -> NDArray
 
 
 class Learner(nn.Module):
-    """The checkpoint's model and its draft head, with the losses."""
+    """The model and its draft head, with their losses."""
 
     def __init__(self, model: Any, head: DraftHead) -> None:
         super().__init__()
@@ -125,7 +123,7 @@ class Learner(nn.Module):
         self.head = head
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`decisions`, `copy`, `draft`, `pointer`: a scalar each, in float32."""
+        """`decisions`, `copy`, `draft` and `pointer`: each a float32 scalar."""
         source_mask = batch.source_mask
         encoded = self.model.encoder(
             input_ids=batch.source, attention_mask=source_mask, token_type_ids=batch.source_kinds
@@ -146,11 +144,11 @@ class Learner(nn.Module):
         at_choices = logits.flatten(0, 1)[batch.choice_rows].gather(1, batch.choice_options)
         at_choices = at_choices.masked_fill(~batch.choice_legal, float("-inf"))
         drafts = self.head(encoded, batch.word_positions, batch.label_spans)
-        # the last layer writes the label; the one before finds the word, so that the last can ask for its label
+        # the last layer writes the label; the one before must find the word first
         by_layer = output.cross_attentions
         pointer = _pointer_loss(by_layer[-2], batch.word_pointers) + _pointer_loss(by_layer[-1], batch.label_pointers)
         return {
-            "decisions": functional.cross_entropy(at_choices, batch.choice_right),
+            "decisions": functional.cross_entropy(at_choices, batch.choice_correct),
             "copy": functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=_IGNORED),
             "draft": functional.cross_entropy(drafts.flatten(0, 1), batch.tags.flatten(), ignore_index=_IGNORED),
             "pointer": pointer,
@@ -158,9 +156,9 @@ class Learner(nn.Module):
 
 
 def _pointer_loss(attention: Tensor, pointers: Tensor) -> Tensor:
-    """Mean of -log of what head 0 of `attention` (B, heads, T, S) gives to the spans `pointers` (B, T, 2)."""
+    """The mean negative log of the attention (B, heads, T, S) that head 0 gives to the spans `pointers` (B, T, 2)."""
     columns = torch.arange(attention.shape[-1], device=attention.device)
     within = (columns >= pointers[..., :1]) & (columns < pointers[..., 1:])
-    given = (attention[:, 0].float() * within).sum(-1)
-    asked = pointers[..., 1] > pointers[..., 0]
-    return -(torch.log(given + 1e-3) * asked).sum() / asked.sum().clamp(min=1)
+    attended = (attention[:, 0].float() * within).sum(-1)
+    has_span = pointers[..., 1] > pointers[..., 0]
+    return -(torch.log(attended + 1e-3) * has_span).sum() / has_span.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""How near in meaning the names of types are, by the sentence encoder that the bundled checkpoint begins from."""
+"""Measures how near type names are in meaning, with the sentence encoder that the bundled checkpoint starts from."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,21 +9,21 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertModel
 
-from backend.pretraining.schemas import Types
+from backend.pretraining.schemas import EntityTypes
 from backend.pretraining.tokenizer import read_tokenizer
 
 _BATCH = 256
 
 
-def types_of(names: Iterable[str], encoder_folder: Path, never: frozenset[str] = frozenset()) -> Types:
-    """The distinct names, sorted, with their meanings. Those that are `never` asked are in lower case."""
+def entity_types(names: Iterable[str], encoder_folder: Path, never_asked: frozenset[str] = frozenset()) -> EntityTypes:
+    """The distinct names, sorted, with their vectors. `never_asked` holds names in lower case."""
     distinct = sorted({*names})
-    return Types(distinct, vectors(distinct, encoder_folder), never)
+    return EntityTypes(distinct, vectors(distinct, encoder_folder), never_asked)
 
 
 @torch.inference_mode()
 def vectors(texts: list[str], encoder_folder: Path) -> NDArray[np.float32]:
-    """(texts, hidden), each of length 1: the mean state of a text's tokens."""
+    """(texts, hidden): the mean state of each text's tokens, scaled to length 1."""
     tokenizer = read_tokenizer(encoder_folder / "tokenizer.json")
     tokenizer.enable_padding()
     encoder: Any = BertModel.from_pretrained(encoder_folder, dtype=torch.float32)

@@ -1,4 +1,7 @@
-"""The recipe of the bundled checkpoint: all that decides what `train-base` makes, besides the corpora. No torch."""
+"""The recipe of a bundled checkpoint: everything but the corpora that determines what `train-base` makes.
+
+This module does not import torch.
+"""
 
 import json
 from collections.abc import Mapping
@@ -15,38 +18,38 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What is added to the MiniLM encoder."""
+    """The size of the vocabulary, of the decoder and of the draft head. The encoder is MiniLM's."""
 
     vocabulary_size: int
-    vocabulary_min_count: int  # pieces seen so often in the corpora are always kept
+    vocabulary_min_count: int  # pieces that occur this often in the corpora are always kept
     decoder_layers: int
     decoder_hidden: int
     decoder_heads: int
     decoder_ffn: int
     draft_size: int
-    max_tokens: int  # of the source, and of the target
-    marks_case: bool = False  # the encoder is told how each word is written, see ner.casing
+    max_tokens: int  # in the source, and likewise in the target
+    marks_case: bool = False  # the encoder also reads the case of each word, see ner.casing
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One step is one batch of every process. Rates rise, stay, and fall to zero, each linearly."""
+    """A step takes one batch from every process. The rate rises linearly, stays, and falls linearly to zero."""
 
     steps: int
     warmup_steps: int
     decay_steps: int
-    batch_tokens: int  # source and target of one process's batch, without padding
-    pool_examples: int  # drawn at once, sorted by length, cut into batches
+    batch_tokens: int  # source and target tokens in the batch of one process, without padding
+    pool_examples: int  # samples that are drawn together, sorted by length and divided into batches
     processes: int
     pretrained_rate: float
     new_rate: float
     weight_decay: float
     clip_norm: float
-    average_decay: float  # of the moving average of the weights, which is what is published
+    average_decay: float  # for the moving average of the weights, which is what is published
     report_every_steps: int
 
     def rate(self, step: int) -> float:
-        """The part of the peak rate at a step counted from 0, 0..1."""
+        """The rate at a step as a fraction of the peak, 0..1. Steps count from 0."""
         rising = (step + 1) / max(1, self.warmup_steps)
         falling = (self.steps - step) / max(1, self.decay_steps)
         return max(0.0, min(1.0, rising, falling))
@@ -54,32 +57,32 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """How much each loss counts beside the one at the decisions, whose weight is 1."""
+    """The weight of each loss. The loss of the decisions has weight 1."""
 
-    copy: float  # the whole answer, softmax over the batch's own vocabulary
+    copy: float  # the whole answer, softmax over the tokens of the batch
     draft: float  # the draft head's tags
-    pointer: float  # cross-attention at the word in question, and at the label to be written
+    pointer: float  # cross-attention to the current word, and to the label to write
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Read from a JSON file of the same shape."""
+    """Everything that a recipe file holds. Its JSON has the same structure."""
 
     name: str
     template: str
     seed: int
-    held_out: float  # part of each train split that is never trained on, to choose by
-    held_out_max: int  # sentences of one corpus
+    held_out: float  # fraction of each train split that is held out, for choosing between checkpoints
+    held_out_max: int  # at most so many sentences of each corpus
     architecture: Architecture
     schedule: Schedule
     losses: LossWeights
     mixture: MixtureRecipe
     schemas: SchemaRecipe = field(default_factory=SchemaRecipe)
-    written_held_out_max: int = 100  # passages of each of its dev parts that a report is about
+    written_held_out_max: int = 100  # at most so many passages of each dev part of the written corpus
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Raises InvalidSettings, naming the file and what is wrong with it."""
+    """Read a recipe file. Raises InvalidSettings, naming the file and what is wrong with it."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -101,7 +104,7 @@ def _build(kind: type[_Part], raw: Any) -> _Part:
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected an object for {kind.__name__}, found {raw!r}")
     known = {part.name for part in fields(kind)}  # type: ignore[arg-type]
-    # what came after the first checkpoint has a default, so that its recipe can still be read
+    # fields added after the first checkpoint have defaults, so its recipe can still be read
     expected = {
         part.name
         for part in fields(kind)  # type: ignore[arg-type]
@@ -115,5 +118,5 @@ def _build(kind: type[_Part], raw: Any) -> _Part:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """The inverse of read_recipe."""
+    """Write a recipe file that `read_recipe` can read."""
     path.write_text(json.dumps(asdict(recipe), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

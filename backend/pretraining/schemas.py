@@ -1,7 +1,8 @@
-"""How what is asked for varies: which types, with which absent ones, and how their names are spelled. No torch.
+"""Varies the schema of a passage: which types are asked for, which absent types are added, how names are spelled.
 
-A model that has only ever been asked for types that are there answers every question with something. So a passage is
-also asked for types of other passages: far ones, and ones near in meaning, which teach it to read names closely.
+A model that was only ever asked for types that occur finds something for every type. So a passage is also asked for
+types of other passages. Some are far in meaning; others are near, which teaches the model to read names closely. This
+module does not import torch.
 """
 
 import random
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from backend.ner.bio import Sentence, mentions
 from backend.pretraining.written import without
 
-# An entity whose own type is no longer asked may still be one of these, so that its words are not O.
+# General types. If one of them is asked, an entity of another type may belong to it too, so its words may not become O.
 _COARSE = (
     "person, people, name, organization, organisation, location, place, region, area, event, product, work, "
     "creative work, work of art, company, institution, group, object, item, concept, term, animal, species, plant, "
@@ -23,42 +24,44 @@ _COARSE = (
     "facility, building, document, miscellaneous, law, award, title, role, occupation, equipment, device, tool, "
     "software, technology, structure"
 )
-_FAR = 0.3  # cosine below which no entity is of both types
-_APART = 0.45  # cosine below which the entities of one type are hardly ever of the other, too
-_NEAR = (0.42, 0.62)  # cosines; above, two names often mean the same
-_TRIES = 4
+_FAR = 0.3  # below this cosine, no entity belongs to both types
+_APART = 0.45  # below this cosine, an entity hardly ever belongs to both types
+_NEAR = (0.42, 0.62)  # between these cosines; above, two names often mean the same
+_TRIES = 4  # attempts to find each near type
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaRecipe:
-    """Probabilities, 0..1, of the changes that they name, and limits. By default nothing changes."""
+    """The probability, 0..1, of each change, and limits. By default nothing changes."""
 
-    drop_types: float = 0.0  # of a passage; at least one type stays
-    add_far: float = 0.0  # of a passage: up to max_far types of other passages
-    add_near: float = 0.0  # of a passage: up to max_near types that are near one of its own
+    drop_types: float = 0.0  # per passage; at least one type stays
+    add_far: float = 0.0  # per passage: adds up to max_far types of other passages
+    add_near: float = 0.0  # per passage: adds up to max_near types near one of its own
     max_far: int = 8
     max_near: int = 4
     max_types: int = 25
-    last_word: float = 0.0  # of a type: `kitchen tool` is asked as `tool`
-    other_number: float = 0.0  # of a type: `dish` is asked as `dishes`, and the other way round
-    respell: float = 0.0  # of a schema, in any corpus: WORK OF ART, Work of Art, workOfArt, work_of_art
-    lower_text: float = 0.0  # of a text, in any corpus
-    upper_text: float = 0.0
+    last_word: float = 0.0  # per type: `kitchen tool` is asked for as `tool`
+    other_number: float = 0.0  # per type: `dish` is asked for as `dishes`, and vice versa
+    respell: float = 0.0  # per sample of any corpus: WORK OF ART, Work Of Art, WorkOfArt, work_of_art
+    lower_text: float = 0.0  # per sample of any corpus: its text in lower case
+    upper_text: float = 0.0  # likewise, in upper case
 
 
-class Types:
-    """Names of types, and how near they are to each other in meaning."""
+class EntityTypes:
+    """Names of entity types, and how near they are in meaning."""
 
-    def __init__(self, names: Sequence[str], vectors: NDArray[np.float32], never: frozenset[str] = frozenset()) -> None:
-        """`vectors` are (names, size), of length 1: their products are cosines. `never` is asked, in lower case."""
+    def __init__(
+        self, names: Sequence[str], vectors: NDArray[np.float32], never_asked: frozenset[str] = frozenset()
+    ) -> None:
+        """`vectors` is (names, size), each row of length 1. `never_asked` holds names in lower case."""
         self._names = tuple(names)
-        self.never = never
+        self.never_asked = never_asked
         self._vectors = vectors
         self._index = {name: index for index, name in enumerate(self._names)}
         self._near: dict[str, tuple[str, ...]] = {}
 
     def near(self, name: str) -> tuple[str, ...]:
-        """Types that are near to `name` and have no word of it."""
+        """Types near in meaning to `name` that share no word with it."""
         if name not in self._near:
             self._near[name] = self._find_near(name)
         return self._near[name]
@@ -71,14 +74,14 @@ class Types:
         return tuple(other for other in found if not own & {*other.lower().split()} and other not in _coarse())
 
     def cosine(self, name: str, others: Iterable[str]) -> float:
-        """The largest cosine of `name` and one of the others; -1 if there is none, or `name` is not known."""
+        """The largest cosine between `name` and one of the others; -1 if it or all others are unknown."""
         known = [self._index[other] for other in others if other in self._index]
         if name not in self._index or not known:
             return -1.0
         return float((self._vectors[known] @ self._vectors[self._index[name]]).max())
 
     def far(self, asked: Sequence[str], number: int, rng: random.Random) -> list[str]:
-        """Up to `number` types that are far from all that are asked."""
+        """Up to `number` types that are far from every type asked for."""
         found: list[str] = []
         for _ in range(number):
             other = rng.choice(self._names)
@@ -92,8 +95,8 @@ def _coarse() -> frozenset[str]:
     return frozenset(_COARSE.split(", "))
 
 
-def vary(sentence: Sentence, types: Types, recipe: SchemaRecipe, rng: random.Random) -> Sentence:
-    """A passage with other types asked: some dropped, absent ones added. The order of `labels` is of no meaning."""
+def vary(sentence: Sentence, types: EntityTypes, recipe: SchemaRecipe, rng: random.Random) -> Sentence:
+    """The passage with some types dropped and some absent ones added. The order of its labels means nothing."""
     if len(sentence.labels) > 1 and rng.random() < recipe.drop_types:
         sentence = _dropped(sentence, types, rng)
     added: list[str] = []
@@ -106,21 +109,21 @@ def vary(sentence: Sentence, types: Types, recipe: SchemaRecipe, rng: random.Ran
     return Sentence(sentence.words, sentence.tags, (*sentence.labels, *new[:room]))
 
 
-def _dropped(sentence: Sentence, types: Types, rng: random.Random) -> Sentence:
-    """Without some types, of which those that are there must be unlike all that stay."""
+def _dropped(sentence: Sentence, types: EntityTypes, rng: random.Random) -> Sentence:
+    """The passage without some of its types. A type that occurs is dropped only if it is unlike all that stay."""
     kept = set(rng.sample(sentence.labels, rng.randint(1, len(sentence.labels) - 1)))
-    there = {mention.label for mention in mentions(sentence.tags)}
+    occurring = {mention.label for mention in mentions(sentence.tags)}
     has_coarse = bool(kept & _coarse())
-    leaving = [
+    dropped = [
         label
         for label in sentence.labels
-        if label not in kept and (label not in there or not (has_coarse or types.cosine(label, kept) > _APART))
+        if label not in kept and (label not in occurring or not (has_coarse or types.cosine(label, kept) > _APART))
     ]
-    return without(sentence, leaving)
+    return without(sentence, dropped)
 
 
-def _near(asked: Sequence[str], types: Types, number: int, rng: random.Random) -> list[str]:
-    """Up to `number` types, each near one that is asked and not nearer to another than near."""
+def _near(asked: Sequence[str], types: EntityTypes, number: int, rng: random.Random) -> list[str]:
+    """Up to `number` types, each near one that is asked for. None means nearly the same as any of those."""
     found: list[str] = []
     for _ in range(number * _TRIES):
         others = types.near(rng.choice(asked))
@@ -134,11 +137,8 @@ def _near(asked: Sequence[str], types: Types, number: int, rng: random.Random) -
     return found
 
 
-# -- names
-
-
 def rename(label: str, recipe: SchemaRecipe, rng: random.Random) -> str:
-    """Another name of a type that says the same, or the label itself."""
+    """Another name with the same meaning, or the label itself."""
     words = label.split()
     if len(words) > 1 and "of" not in words and rng.random() < recipe.last_word:
         label = words[-1]
@@ -148,7 +148,7 @@ def rename(label: str, recipe: SchemaRecipe, rng: random.Random) -> str:
 
 
 def other_number(label: str) -> str:
-    """`dish` -> `dishes` -> `dish`, by the rules of most English nouns; what has another plural stays readable."""
+    """`dish` -> `dishes` -> `dish`, by the rules for regular English nouns. Irregular ones stay readable."""
     if label.endswith("ies"):
         return label[:-3] + "y"
     if label.endswith(("ches", "shes", "sses", "xes")):
@@ -174,9 +174,8 @@ _SPELLINGS = (
 
 
 def respell(labels: Sequence[str], rng: random.Random) -> dict[str, str]:
-    """All labels of a schema in one of the ways that people write them, as long as they stay apart."""
+    """A spelling that people use, applied to all labels. The labels stay as they are if two would become equal."""
     spelling = rng.choice(_SPELLINGS)
     spelled = {label: spelling(label) for label in labels}
-    return (
-        spelled if len({name.lower() for name in spelled.values()}) == len(labels) else {name: name for name in labels}
-    )
+    all_distinct = len({name.lower() for name in spelled.values()}) == len(labels)
+    return spelled if all_distinct else {label: label for label in labels}

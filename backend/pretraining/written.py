@@ -1,12 +1,14 @@
-"""The written corpus: passages that were written for this project, with a schema each. No torch.
+"""The written corpus: passages that were written for this project, each with its own schema.
 
-`written/README.md` says where it comes from and what its fields are. Three parts of it are kept apart:
+`written/README.md` describes its origin and its fields. It has three separate parts, chosen by a hash of the text:
 
-- what is trained on;
-- dev: one text of twenty, by a hash of the text;
-- unseen types: the types of `written/unseen-types.txt` are never asked in training, and of the passages that ask one
-  of them a third, by a hash of the text, is not trained on either. Those passages are asked with all their types,
-  and scored on the unseen ones alone.
+- train;
+- dev, one text in twenty;
+- unseen types. Training never asks for the types in `written/unseen-types.txt`. A third of the passages with such a
+  type is held out entirely. They are evaluated with all their types in the prompt, but only the unseen types are
+  scored.
+
+This module does not import torch.
 """
 
 import hashlib
@@ -18,29 +20,29 @@ from pathlib import Path
 from backend.errors import CorpusError
 from backend.evaluation.corpora import Corpus
 from backend.ner import segment
-from backend.ner.bio import Sentence
+from backend.ner.bio import OUTSIDE, Sentence, label_of
 from backend.ner.spans import Span
 
 WRITTEN = "written"
 UNSEEN_TYPES = "written-unseen-types"
 FOLDER = Path(__file__).with_name("written")
 
-_DEV = 20  # one text of so many
-_UNSEEN = 3  # one of so many passages that ask an unseen type
+_DEV_INTERVAL = 20  # one text in so many belongs to dev
+_UNSEEN_INTERVAL = 3  # one in so many passages with an unseen type is held out
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """A text in words, with the types that it is asked for and its entities of those types."""
+class WrittenPassage:
+    """A text in words, its schema, and the tags of its entities."""
 
     source: str
     sentence: Sentence
 
 
-def read_written(path: Path = FOLDER / "written.jsonl") -> tuple[Passage, ...]:
-    """All passages of a file, in the words of the serving segmenter.
+def read_written(path: Path = FOLDER / "written.jsonl") -> tuple[WrittenPassage, ...]:
+    """All passages of a file, split into words as in serving.
 
-    Raises CorpusError, naming file and line, for what is no passage, and for a span that cuts a word.
+    Raises CorpusError, naming file and line, if a line is not a passage or a span cuts a word.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -57,22 +59,22 @@ def read_written(path: Path = FOLDER / "written.jsonl") -> tuple[Passage, ...]:
     return tuple(passages)
 
 
-def _passage(line: str) -> Passage:
+def _passage(line: str) -> WrittenPassage:
     raw = json.loads(line)
     labels, text = tuple(raw["labels"]), raw["text"]
     spans = [Span(start, end, label, 1.0) for start, end, label in raw["spans"]]
     unknown = {span.label for span in spans} - {*labels}
     if unknown or not labels:
-        raise ValueError(f"entities of {sorted(unknown)}, but asked are {labels}")
+        raise ValueError(f"entities of {sorted(unknown)}, but the labels are {labels}")
     words = segment.words(text)
-    return Passage(
+    return WrittenPassage(
         raw["source"],
         Sentence(tuple(word.text for word in words), tuple(segment.tags_of(spans, words)), labels),
     )
 
 
 def read_unseen_types(path: Path = FOLDER / "unseen-types.txt") -> frozenset[str]:
-    """The names that are never asked in training, in lower case. Raises CorpusError if the file cannot be read."""
+    """The types that training never asks for, in lower case. Raises CorpusError if the file cannot be read."""
     try:
         return frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
@@ -80,42 +82,42 @@ def read_unseen_types(path: Path = FOLDER / "unseen-types.txt") -> frozenset[str
 
 
 def written_corpora(folder: Path = FOLDER) -> tuple[Corpus, Corpus]:
-    """`written` with its train and dev split, and `written-unseen-types` with a dev split alone.
+    """`written` with train and dev splits, and `written-unseen-types` with only a dev split.
 
     Raises CorpusError if a file is missing or malformed.
     """
     return split(read_written(folder / "written.jsonl"), read_unseen_types(folder / "unseen-types.txt"))
 
 
-def split(passages: Iterable[Passage], unseen: frozenset[str]) -> tuple[Corpus, Corpus]:
-    """The three parts. What is asked in train and dev does not hold an unseen type; entities of it are O there."""
+def split(passages: Iterable[WrittenPassage], unseen: frozenset[str]) -> tuple[Corpus, Corpus]:
+    """The corpora `written` and `written-unseen-types`. In the former, the entities of unseen types are O."""
     train: list[Sentence] = []
     dev: list[Sentence] = []
-    apart: list[Sentence] = []
+    held_out: list[Sentence] = []
     for passage in passages:
         sentence = passage.sentence
         number = _hash(" ".join(sentence.words))
-        new = [label for label in sentence.labels if label.lower() in unseen]
-        if new and number // _DEV % _UNSEEN == 0:
-            apart.append(sentence)
+        unseen_here = [label for label in sentence.labels if label.lower() in unseen]
+        if unseen_here and number // _DEV_INTERVAL % _UNSEEN_INTERVAL == 0:
+            held_out.append(sentence)
             continue
-        known = without(sentence, new)
+        known = without(sentence, unseen_here)
         if known.labels:
-            (dev if number % _DEV == 0 else train).append(known)
-    scored = tuple(sorted({label for sentence in apart for label in sentence.labels if label.lower() in unseen}))
+            (dev if number % _DEV_INTERVAL == 0 else train).append(known)
+    scored = tuple(label for label in _labels(held_out) if label.lower() in unseen)
     return (
         Corpus(WRITTEN, _labels(train + dev), tuple(train), tuple(dev), ()),
-        Corpus(UNSEEN_TYPES, _labels(apart), (), tuple(apart), (), scored),
+        Corpus(UNSEEN_TYPES, _labels(held_out), (), tuple(held_out), (), scored),
     )
 
 
 def without(sentence: Sentence, labels: Iterable[str]) -> Sentence:
-    """The sentence as it is when these types are not asked: their words are O."""
-    left_out = {*labels}
+    """The sentence without these types in its schema. The words of their entities become O."""
+    removed = {*labels}
     return Sentence(
         sentence.words,
-        tuple("O" if tag[2:] in left_out else tag for tag in sentence.tags),
-        tuple(label for label in sentence.labels if label not in left_out),
+        tuple(OUTSIDE if label_of(tag) in removed else tag for tag in sentence.tags),
+        tuple(label for label in sentence.labels if label not in removed),
     )
 
 

@@ -1,6 +1,5 @@
 """Scores, against cases worked out by hand."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,19 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.cli import main
 from backend.engine import checkpoint as checkpoints
 from backend.engine.tagger import Tagger, WordsQuestion
 from backend.errors import CorpusError
-from backend.evaluation.accuracy import (
-    average_f1,
-    bootstrap,
-    counted,
-    evaluate,
-    read_predictions,
-    score,
-    score_predictions,
-)
+from backend.evaluation.accuracy import bootstrap, evaluate, score, scored_tags
 from backend.evaluation.corpora import Corpus, read_corpora
 from backend.ner.bio import Sentence, mentions
 from backend.ner.scores import Counts
@@ -90,40 +80,6 @@ def test_the_interval_holds_the_score_and_narrows_with_more_sentences() -> None:
     assert bootstrap(gold, gold) == (1.0, 1.0)
 
 
-def _line(dataset: str, tagged: str, output: str) -> str:
-    words, labels = zip(*(item[:-1].split("(") for item in tagged.split()), strict=True)
-    instance = {"words": words, "labels": labels, "id": "7"}
-    record = {"dataset": dataset, "label_list": ["actor", "city"], "instance": instance, "prediction": output}
-    return json.dumps(record)
-
-
-def test_the_papers_scoring(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.jsonl"
-    lines = [
-        # found: george clooney; the second mention is the same entity and counts once on both sides
-        _line("films", "George(B-actor) Clooney(I-actor) is(O) George(B-actor) Clooney(I-actor)",
-              "george(B-actor) clooney(I-actor) is(O) george(B-actor) clooney(I-actor)"),
-        # "the Rome" and "Rome" are the same once normalised; "is" was skipped by the model; director is no label here
-        _line("films", "the(B-city) Rome(I-city) is(O) old(O)", "the(O) rome(B-city) old(B-director)"),
-        # one right of two there, and one made up: F1 0.5
-        _line("trips", "Rome(B-city) or(O) Oslo(B-city)", "Rome(B-city) or(B-city) Oslo(O)"),
-    ]  # fmt: skip
-    path.write_text("\n".join(lines) + "\n")
-    scores = score_predictions(read_predictions(path))
-    assert scores == {"films": Counts(2, 2, 2), "trips": Counts(1, 2, 2)}
-    assert average_f1(scores) == pytest.approx(0.75)
-
-
-@pytest.mark.parametrize(
-    "line", ["{", "[]", '{"dataset": "x"}', _line("films", "Rome(B-city)", "x").replace('["B-city"]', "[]")]
-)
-def test_a_malformed_prediction_is_named(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "predictions.jsonl"
-    path.write_text(_line("films", "Rome(B-city)", "Rome(B-city)") + "\n" + line + "\n")
-    with pytest.raises(CorpusError, match="line 2"):
-        read_predictions(path)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained checkpoint, in `checkpoint`, and corpora, in `ner`."""
@@ -155,24 +111,6 @@ def test_a_checkpoint_is_scored_corpus_by_corpus(folder: Path) -> None:
         next(evaluate(tagger, corpora, "exam", quiet=True))
 
 
-def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["evaluate", "--checkpoint", str(folder / "checkpoint"), "--data", str(folder / "ner")]
-    assert main([*arguments, "--split", "train", "--corpus", "news", "--limit", "3", "--save-scores"]) == 0
-    output = capsys.readouterr().out
-    assert "| news | train | 3 |" in output
-    assert "drugs" not in output
-    assert set(json.loads((folder / "checkpoint" / "gner.json").read_text())["scores"]) == {"news"}
-    assert main([*arguments, "--corpus", "tweets"]) == 2
-    assert "tweets" in capsys.readouterr().err
-
-
-def test_the_command_on_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "predictions.jsonl"
-    path.write_text(_line("trips", "Rome(B-city) or(O) Oslo(B-city)", "Rome(B-city) or(B-city) Oslo(O)") + "\n")
-    assert main(["evaluate", "--predictions", str(path)]) == 0
-    assert "| trips | 0.5000 | 0.5000 | 0.5000 |" in capsys.readouterr().out
-
-
 def test_each_sentence_is_asked_with_its_own_labels_and_only_scored_ones_count(folder: Path) -> None:
     loaded = _load(folder)
     sentences = (
@@ -184,14 +122,8 @@ def test_each_sentence_is_asked_with_its_own_labels_and_only_scored_ones_count(f
     assert entry.score.total.expected == 2
     assert {*entry.score.by_label} <= {"place", "chemical"}
     tagged = Tagger.of(loaded).tag_words([WordsQuestion(s.words, s.labels) for s in sentences])
-    expected = score([counted(s.tags, corpus) for s in sentences], [counted(row.tags, corpus) for row in tagged])
+    expected = score(
+        [scored_tags(s.tags, corpus) for s in sentences], [scored_tags(row.tags, corpus) for row in tagged]
+    )
     assert entry.score == expected
-    assert counted(("B-person", "O", "B-place"), corpus) == ("O", "O", "B-place")
-
-
-def test_the_written_corpus_is_measured_beside_those_of_the_folder(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["evaluate", "--data", str(folder / "ner"), "--checkpoint", str(folder / "checkpoint")]
-    assert main([*command, "--corpus", "written", "--split", "dev", "--limit", "1"]) == 0
-    assert "| written | dev | 1 |" in capsys.readouterr().out
+    assert scored_tags(("B-person", "O", "B-place"), corpus) == ("O", "O", "B-place")

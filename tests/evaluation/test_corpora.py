@@ -66,7 +66,7 @@ def test_corpora_and_their_parts(tmp_path: Path) -> None:
     _write(tmp_path / "intents" / "rate-book.train.conll", "five\tB-rating value\n")
     _write(tmp_path / "SOURCES.md", "not a corpus")
     corpora = read_corpora(tmp_path)
-    assert [(corpus.name, corpus.family, corpus.labels) for corpus in corpora] == [
+    assert [(corpus.name, corpus.collection, corpus.labels) for corpus in corpora] == [
         ("intents/play-music", "intents", ("genre",)),
         ("intents/rate-book", "intents", ("rating value",)),
         ("news", "news", ("person", "place")),
@@ -90,4 +90,4 @@ def test_the_shared_corpora_are_well_formed() -> None:
     assert len(corpora["wikigold"].train) == 1396
     assert len(corpora["wnut17"].dev) == 1009
     assert corpora["crossner-ai"].labels == label_set(corpora["crossner-ai"].test)
-    assert sum(len(corpus.test) for corpus in corpora.values() if corpus.family == "snips") == 700
+    assert sum(len(corpus.test) for corpus in corpora.values() if corpus.collection == "snips") == 700

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.pretraining.meanings import types_of, vectors
+from backend.pretraining.meanings import entity_types, vectors
 from tests.support import small_recipe as small
 
 
@@ -17,7 +17,7 @@ def test_meanings_are_in_the_order_of_the_names_and_of_length_one(tmp_path: Path
 
 
 def test_types_are_distinct_and_know_their_meanings(tmp_path: Path) -> None:
-    types = types_of(["place", "person", "place"], small.write_encoder(tmp_path / "encoder"), frozenset(["city"]))
+    types = entity_types(["place", "person", "place"], small.write_encoder(tmp_path / "encoder"), frozenset(["city"]))
     assert types.cosine("place", ["place"]) > 0.999
     assert types.cosine("nowhere", ["place"]) == types.cosine("place", []) == -1.0
-    assert types.never == {"city"}
+    assert types.never_asked == {"city"}

@@ -9,13 +9,13 @@ import pytest
 from backend.evaluation.corpora import Corpus
 from backend.ner.bio import Sentence
 from backend.pretraining.mixture import Mixture, MixtureRecipe
-from backend.pretraining.schemas import SchemaRecipe, Types, other_number, rename, respell, vary
+from backend.pretraining.schemas import EntityTypes, SchemaRecipe, other_number, rename, respell, vary
 
 NAMES = ("kitchen tool", "dish", "stew", "gene", "person", "crop variety", "planet")
 # cosines: dish and stew 0.5, all others 0
 VECTORS = np.eye(len(NAMES), dtype=np.float32)
 VECTORS[2] = 0.5 * VECTORS[1] + np.sqrt(0.75) * VECTORS[2]
-TYPES = Types(NAMES, VECTORS, never=frozenset(["tool"]))
+TYPES = EntityTypes(NAMES, VECTORS, never_asked=frozenset(["tool"]))
 DINNER = Sentence(("Ada", "ate", "Dal"), ("B-person", "O", "B-dish"), ("person", "dish"))
 ALL = SchemaRecipe(drop_types=1.0, add_far=1.0, add_near=1.0)
 

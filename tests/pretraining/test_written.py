@@ -7,7 +7,7 @@ import pytest
 
 from backend.errors import CorpusError
 from backend.ner.bio import Sentence, mentions
-from backend.pretraining.written import Passage, read_unseen_types, read_written, split, without, written_corpora
+from backend.pretraining.written import WrittenPassage, read_unseen_types, read_written, split, without, written_corpora
 
 
 def write(path: Path, **changes: object) -> Path:
@@ -24,7 +24,7 @@ def write(path: Path, **changes: object) -> Path:
 
 def test_a_passage_is_words_tags_and_its_own_labels(tmp_path: Path) -> None:
     [passage] = read_written(write(tmp_path / "written.jsonl"))
-    assert passage == Passage(
+    assert passage == WrittenPassage(
         "life-01", Sentence(("Dal", "'s", "cumin", "."), ("B-dish", "O", "O", "O"), ("dish", "spice"))
     )
 
@@ -51,7 +51,7 @@ def test_a_type_that_is_left_out_is_neither_asked_nor_marked() -> None:
 
 def test_unseen_types_are_never_trained_on() -> None:
     passages = [
-        Passage("x", Sentence((f"Dal{number}", "cumin"), ("B-Dish", "B-spice"), ("Dish", "spice")))
+        WrittenPassage("x", Sentence((f"Dal{number}", "cumin"), ("B-Dish", "B-spice"), ("Dish", "spice")))
         for number in range(300)
     ]
     written, apart = split(passages, frozenset(["dish"]))
