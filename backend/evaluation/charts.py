@@ -1,4 +1,4 @@
-"""Charts as SVG: lines (losses and F1 over steps, F1 over the number of examples) and horizontal bars. No torch."""
+"""Draws SVG charts: curves over training steps or over the number of examples, and bars. Does not import torch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ _COLORS = ("#1b6ca8", "#d1495b", "#2e933c", "#8f5aa8", "#e08e1b", "#4a4a4a", "#1
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One horizontal bar; a highlighted one has another colour."""
+    """One horizontal bar. A highlighted bar has another colour."""
 
     name: str
     value: float
@@ -29,7 +29,7 @@ class Line:
 
 
 def write_curve(log: Path, out: Path) -> None:
-    """Draw `training-log.jsonl` (one report a line, see pretrain) into an SVG file."""
+    """Draw the curves of a `training-log.jsonl` (see `pretraining.trainer`) into an SVG file."""
     reports = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [report["step"] for report in reports]
 
@@ -44,7 +44,7 @@ def write_curve(log: Path, out: Path) -> None:
 
 
 def draw(losses: Sequence[Line], scores: Sequence[Line]) -> str:
-    """Two plots side by side: losses from 0 up, scores from 0 to 1."""
+    """Two plots side by side: losses from 0, scores from 0 to 1."""
     highest = max((y for line in losses for _, y in line.points), default=1.0)
     middle = _LEFT + _PLOT_WIDTH + _GAP
     parts = [
@@ -60,7 +60,7 @@ def draw(losses: Sequence[Line], scores: Sequence[Line]) -> str:
 
 
 def draw_scores(title: str, lines: Sequence[Line], last: str) -> str:
-    """One plot of scores from 0 to 1; `last` is a format for the greatest x, written below it."""
+    """One plot of scores from 0 to 1. `last` is a format for the largest x, which stands below the axis."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH // 2 + 120} {_HEIGHT}" '
         'font-family="sans-serif" font-size="11">',
@@ -73,7 +73,7 @@ def draw_scores(title: str, lines: Sequence[Line], last: str) -> str:
 
 
 def draw_bars(title: str, bars: Sequence[Bar], unit: str) -> str:
-    """Horizontal bars with their values; `unit` is written behind each value."""
+    """Horizontal bars with their values. `unit` follows each value."""
     longest = max(bar.value for bar in bars)
     rows = []
     for index, bar in enumerate(bars):

@@ -1,8 +1,8 @@
-"""NER corpora in CoNLL form (see `ner.conll`). No torch.
+"""Reads NER corpora in CoNLL format (see `ner.conll`). Does not import torch.
 
-A folder of corpora has one folder for each, with `train.conll`, `dev.conll`, `test.conll`, or several parts
-(`book-restaurant.train.conll`) that have a label set each: then every part is a corpus of its own, named
-`snips/book-restaurant`.
+A folder of corpora has one folder for each collection. Most collections are one corpus: `train.conll`, `dev.conll`,
+`test.conll`. Others have several, each with its own label set: `book-restaurant.train.conll` in the folder `snips`
+belongs to the corpus `snips/book-restaurant`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Sentences with one label set. `labels` is sorted and covers all splits; a split that is not there is empty."""
+    """Sentences with one label set. `labels` is sorted and covers all splits. A missing split is empty."""
 
     name: str
     labels: tuple[str, ...]
@@ -28,12 +28,12 @@ class Corpus:
 
     @property
     def collection(self) -> str:
-        """The corpus that this is a part of: `snips` for `snips/play-music`, else its own name."""
+        """The folder that the corpus is from: `snips` for `snips/play-music`, otherwise its own name."""
         return self.name.split("/")[0]
 
 
 def read_corpora(folder: Path) -> tuple[Corpus, ...]:
-    """Every corpus of a folder, sorted by name. Raises CorpusError if there is none, or one is malformed."""
+    """Every corpus in a folder, sorted by name. Raises CorpusError if there is none or one is malformed."""
     if not folder.is_dir():
         raise CorpusError(f"no folder of corpora at {folder}")
     corpora = [corpus for path in sorted(folder.iterdir()) if path.is_dir() for corpus in _read_corpus(path)]
@@ -43,12 +43,12 @@ def read_corpora(folder: Path) -> tuple[Corpus, ...]:
 
 
 def _read_corpus(folder: Path) -> list[Corpus]:
-    splits_of_part: dict[str, dict[str, tuple[Sentence, ...]]] = {}
+    splits_of_corpus: dict[str, dict[str, tuple[Sentence, ...]]] = {}
     for path in sorted(folder.glob("*.conll")):
-        *part, split = path.stem.split(".")
+        *own_name, split = path.stem.split(".")
         if split not in SPLITS:
-            raise CorpusError(f"{path}: expected a name that ends in one of {[f'{name}.conll' for name in SPLITS]}")
-        splits_of_part.setdefault("/".join([folder.name, *part]), {})[split] = read_conll(path)
+            raise CorpusError(f"{path}: expected a name that ends with one of {[f'{name}.conll' for name in SPLITS]}")
+        splits_of_corpus.setdefault("/".join([folder.name, *own_name]), {})[split] = read_conll(path)
     return [
         Corpus(
             name,
@@ -57,5 +57,5 @@ def _read_corpus(folder: Path) -> list[Corpus]:
             dev=splits.get("dev", ()),
             test=splits.get("test", ()),
         )
-        for name, splits in splits_of_part.items()
+        for name, splits in splits_of_corpus.items()
     ]

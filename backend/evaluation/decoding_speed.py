@@ -1,4 +1,4 @@
-"""`gner-backend benchmark`: every way of decoding, timed on the same sentences and the same model."""
+"""`gner-backend benchmark`: times every decoding method on the same sentences and the same model."""
 
 import json
 import time
@@ -35,10 +35,14 @@ SHAPES = (*T5_SHAPES, *LLAMA_SHAPES)
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One way of decoding at one batch size. Memory is the peak of the device's allocations, or of the process."""
+    """One decoding method at one batch size.
+
+    `tau` is the number of tokens that the decoder computes for each token of output. `peak_mib` is the peak memory of
+    the GPU, or of the process on a CPU.
+    """
 
     model: str
-    decoding: str
+    decoding: str  # the method
     batch_size: int
     sentences: int
     sentences_per_s: float
@@ -46,13 +50,13 @@ class Measurement:
     p95_ms: float
     passes_per_call: float
     tau: float
-    equal_words: float  # part of the words whose tag is the reference's, 0..1
+    equal_words: float  # fraction of words with the same tag as the reference, 0..1
     peak_mib: float
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What one way of decoding has taken so far."""
+    """The measurements of one decoding method so far."""
 
     decoder: Decoder
     latencies_s: list[float] = field(default_factory=list)
@@ -60,6 +64,7 @@ class _Tally:
     peak_mib: float = 0.0
 
     def decode(self, batch: Sequence[EncodedPrompt], device: torch.device) -> None:
+        """Decode one batch and measure it."""
         peak_mib, started_s = _peak_memory(device), time.perf_counter()
         decoded = self.decoder.decode(batch)
         self.latencies_s.append(time.perf_counter() - started_s)
@@ -75,9 +80,9 @@ def measure(
     reference: Sequence[tuple[str, ...]],
     device: torch.device,
 ) -> list[Measurement]:
-    """Decode all prompts in batches, in the order given. `reference` are the tags that are right.
+    """Decode all prompts in batches, in the given order. `reference` has the tags to compare with.
 
-    All ways take turns at each batch, so that whatever else the machine does meets them alike.
+    The decoders take turns at each batch, so other load on the machine affects all of them alike.
     """
     batches = [prompts[begin : begin + batch_size] for begin in range(0, len(prompts), batch_size)]
     for decoder in decoders.values():
@@ -111,7 +116,7 @@ def _measurement(
 
 
 def _peak_memory(device: torch.device) -> Callable[[], float]:
-    """Start to watch; the function returned tells the peak in MiB since then (0 where the system does not say)."""
+    """Start measuring. The returned function gives the peak in MiB, or 0 if the system does not report it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device) / 2**20
@@ -129,7 +134,7 @@ def _peak_memory(device: torch.device) -> Callable[[], float]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model to be measured. `answers` are known tags that overrule random weights; None: the model's own count."""
+    """A model to measure. With `answers`, the decoders take these tags instead of the model's own."""
 
     name: str
     loaded: LoadedModel
@@ -139,8 +144,8 @@ class Case:
 
 
 def run(case: Case, batch_sizes: Sequence[int], window: int, draft_threshold: float) -> Iterator[Measurement]:
-    """Every way of decoding at every batch size. Labels are compared with those of sequential decoding."""
-    prompts = [replace(prompt) for prompt in case.prompts]  # copies, whose ids are our own
+    """Measure every decoding method at every batch size. Tags are compared with those of sequential decoding."""
+    prompts = [replace(prompt) for prompt in case.prompts]  # copies, so that every prompt has its own id
     answers = None if case.answers is None else dict(zip(map(id, prompts), case.answers, strict=True))
     decoders = _decoders(case, answers, window, draft_threshold)
     reference = [one.tags for one in decoders["sequential"].decode(prompts)]
@@ -151,31 +156,44 @@ def run(case: Case, batch_sizes: Sequence[int], window: int, draft_threshold: fl
 
 
 def _decoders(case: Case, answers: Answers | None, window: int, draft_threshold: float) -> dict[str, Decoder]:
-    family, codec = case.loaded.family, case.loaded.codec
-    tokenizer = codec.tokenizer
-    limits = {"num_beams": 1, "max_new_tokens": max(map(_longest_answer, case.prompts)) + 1}
-    eos_token_id = family.model.generation_config.eos_token_id
+    """All decoders, by the names that the tables have."""
     if answers is None:
-        prefix = PrefixGenerateDecoder(family.model, tokenizer, **limits)
-        prefix.eos_token_id = eos_token_id
-        return {
-            "generate": GenerateDecoder(family.model, tokenizer, **limits),
-            "generate + prefix_allowed_tokens_fn": prefix,
-            "sequential": SequentialDecoder(family),
-            "exact": ExactDecoder(family, window, case.drafter, draft_threshold=draft_threshold),
-        }
+        return _plain_decoders(case, window, draft_threshold)
+    return _decoders_with_answers(case, answers, window, draft_threshold)
+
+
+def _plain_decoders(case: Case, window: int, draft_threshold: float) -> dict[str, Decoder]:
+    family, tokenizer = case.loaded.family, case.loaded.codec.tokenizer
+    limits = _generation_limits(case)
+    prefix = PrefixGenerateDecoder(family.model, tokenizer, **limits)
+    prefix.eos_token_id = family.model.generation_config.eos_token_id
+    return {
+        "generate": GenerateDecoder(family.model, tokenizer, **limits),
+        "generate + prefix_allowed_tokens_fn": prefix,
+        "sequential": SequentialDecoder(family),
+        "exact": ExactDecoder(family, window, case.drafter, draft_threshold=draft_threshold),
+    }
+
+
+def _decoders_with_answers(case: Case, answers: Answers, window: int, draft_threshold: float) -> dict[str, Decoder]:
+    family, tokenizer = case.loaded.family, case.loaded.codec.tokenizer
+    limits = _generation_limits(case)
     generate = ForcedGenerateDecoder(family.model, tokenizer, **limits)
-    both = ForcedPrefixGenerateDecoder(family.model, tokenizer, **limits)
-    generate.eos_token_id = both.eos_token_id = eos_token_id
+    prefix = ForcedPrefixGenerateDecoder(family.model, tokenizer, **limits)
+    generate.eos_token_id = prefix.eos_token_id = family.model.generation_config.eos_token_id
     sequential = OverruledSequentialDecoder(family)
     exact = OverruledExactDecoder(family, window, case.drafter, draft_threshold=draft_threshold)
-    generate.answers = both.answers = sequential.answers = exact.answers = answers
+    generate.answers = prefix.answers = sequential.answers = exact.answers = answers
     return {
         "generate": generate,
-        "generate + prefix_allowed_tokens_fn": both,
+        "generate + prefix_allowed_tokens_fn": prefix,
         "sequential": sequential,
         "exact": exact,
     }
+
+
+def _generation_limits(case: Case) -> dict[str, int]:
+    return {"num_beams": 1, "max_new_tokens": max(map(_longest_answer, case.prompts)) + 1}
 
 
 def _longest_answer(prompt: EncodedPrompt) -> int:
@@ -183,7 +201,7 @@ def _longest_answer(prompt: EncodedPrompt) -> int:
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """A Markdown table. `speed-up` is over batched `generate` of the same model and batch size."""
+    """A Markdown table. `speed-up` compares with batched `generate` for the same model and batch size."""
     base = _generate_speed(measurements)
     header = [
         "model", "batch", "decoding", "sentences/s", "speed-up", "p50 ms", "p95 ms",
@@ -210,7 +228,7 @@ def table(measurements: Sequence[Measurement]) -> str:
 
 
 def chart(measurements: Sequence[Measurement]) -> str:
-    """Speed-ups over batched `generate` as horizontal bars: SVG."""
+    """An SVG chart of the speed-ups over batched `generate`."""
     base = _generate_speed(measurements)
     bars = [
         Bar(
@@ -244,9 +262,10 @@ def benchmark(
     draft_threshold: float,
     out: Path | None,
 ) -> list[Measurement]:
-    """Measure on the first test sentences of a corpus; prints rows as they come, writes `out`.json and `out`.svg.
+    """Measure on the first test sentences of a corpus. Prints each result at once, and writes `out`.json and `out`.svg.
 
-    `models` are checkpoints, or names of SHAPES for random weights. Raises CorpusError and CheckpointError.
+    `models` are checkpoints, or names in SHAPES for random weights. Raises CorpusError, CheckpointError and
+    InvalidSettings.
     """
     if not models or not batch_sizes or sentences < 1:
         raise InvalidSettings("benchmark needs at least one model, one batch size and one sentence")

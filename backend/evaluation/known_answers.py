@@ -1,11 +1,11 @@
-"""Decoders whose answers are known beforehand, to time a model that has random weights.
+"""Decoders whose answers are known beforehand, to time models with random weights.
 
-Each does all the work that the model takes, and then replaces what the model would choose by the known tags. So what
-is accepted and refused is realistic, at equal cost in every way of decoding.
+Each decoder runs the model as usual, but then takes the known tags instead of the model's choice. So a realistic share
+of drafts is accepted, and the cost is that of the real decoder.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,21 +18,22 @@ from backend.engine.decode import Check, ExactDecoder
 from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
 
-# A logit that no model's own comes near.
+# larger than any logit of a model
 _OVERRULED = 1e4
 
 
-Answers = dict[int, tuple[int, ...]]  # id of a prompt -> the tags that are right
+Answers: TypeAlias = dict[int, tuple[int, ...]]  # id of a prompt -> its expected tags, as indices
 
 
 class OverruledExactDecoder(ExactDecoder):
-    """Takes the tags of `answers` for the model's own; computes all that the model would."""
+    """The exact decoder, with the tags of `answers` instead of the model's."""
 
     answers: Answers
 
     def overrule(
         self, logits: NDArray[np.float32], asked: Sequence[tuple[EncodedPrompt, Check]], column: Mapping[int, int]
     ) -> NDArray[np.float32]:
+        """Make the expected token the most probable one in each row."""
         for row, (prompt, check) in enumerate(asked):
             path = prompt.codes[check.word].grammar.paths[self.answers[id(prompt)][check.word]]
             if check.decision.offset < len(path) and path[check.decision.offset] in column:
@@ -41,30 +42,32 @@ class OverruledExactDecoder(ExactDecoder):
 
 
 class OverruledSequentialDecoder(SequentialDecoder):
-    """As OverruledExactDecoder."""
+    """The sequential decoder, with the tags of `answers` instead of the model's."""
 
     answers: Answers
 
     def choose(self, logits: Tensor, prompt: EncodedPrompt, word: int, offset: int, options: tuple[int, ...]) -> int:
+        """The expected option. The model's choice is computed too, for its cost."""
         super().choose(logits, prompt, word, offset, options)
-        return _right_option(self.answers[id(prompt)], prompt, word, offset, options)
+        return _expected_option(self.answers[id(prompt)], prompt, word, offset, options)
 
 
-def _right_option(
+def _expected_option(
     tags: tuple[int, ...], prompt: EncodedPrompt, word: int, offset: int, options: tuple[int, ...]
 ) -> int:
-    """The option that the right tag's path takes; any, where an earlier wrong draft has left that path."""
+    """The next token of the expected tag, as an index into `options`; 0 if a wrong draft has left its path."""
     path = prompt.codes[word].grammar.paths[tags[word]]
     return options.index(path[offset]) if offset < len(path) and path[offset] in options else 0
 
 
 class ForcedGenerateDecoder(GenerateDecoder):
-    """`generate` whose every token is overruled by the right answer's."""
+    """`generate`, with the tokens of the expected answer instead of the model's."""
 
     answers: Answers
     eos_token_id: int
 
     def options(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        """Force each row to its expected answer."""
         targets = [[*_target(prompt, self.answers[id(prompt)]), self.eos_token_id] for prompt in prompts]
         return {"logits_processor": LogitsProcessorList([_Force(targets)])}
 
@@ -89,24 +92,26 @@ def _target(prompt: EncodedPrompt, tags: Sequence[int]) -> list[int]:
 
 
 class PrefixGenerateDecoder(GenerateDecoder):
-    """`generate` held to the grammar by `prefix_allowed_tokens_fn`: what transformers offers for constraints."""
+    """`generate` constrained by `prefix_allowed_tokens_fn`, which transformers offers for this purpose."""
 
     eos_token_id: int
 
     def options(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        """Allow each row only what the grammar allows."""
         walks = [_GrammarWalk(prompt, self.eos_token_id) for prompt in prompts]
         return {"prefix_allowed_tokens_fn": lambda row, ids: walks[row].allowed_after(ids)}
 
 
 class ForcedPrefixGenerateDecoder(ForcedGenerateDecoder, PrefixGenerateDecoder):
-    """Both: held to the grammar, and overruled within it."""
+    """Constrained to the grammar, and forced to the expected answer within it."""
 
     def options(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        """The options of both."""
         return PrefixGenerateDecoder.options(self, prompts) | ForcedGenerateDecoder.options(self, prompts)
 
 
 class _GrammarWalk:
-    """The legal next tokens of one row, followed token by token."""
+    """Follows one row token by token, and knows which tokens are legal next."""
 
     def __init__(self, prompt: EncodedPrompt, eos_token_id: int) -> None:
         self._codes = prompt.codes
@@ -118,7 +123,7 @@ class _GrammarWalk:
         self._previous = 0
 
     def allowed_after(self, ids: Tensor) -> list[int]:
-        """Called once a step; `ids` ends with the token that the step before chose."""
+        """Call it once per step. `ids` ends with the token chosen in the previous step."""
         if self._started:
             self._take(int(ids[-1]))
         self._started = True

@@ -1,7 +1,7 @@
-"""`gner-backend learning-curve`: what accepted annotations are worth.
+"""`gner-backend learning-curve`: measures how much a model learns from accepted annotations.
 
-The first sentences of a corpus are trained on as a project's accepted annotations are, and the result is scored on that
-corpus's test split, and on another's that the base model knows and must not forget.
+The first sentences of a corpus are trained on like the accepted annotations of a project. The result is scored on the
+test split of that corpus, and on the test split of another corpus, which the base model knows and should not forget.
 """
 
 import json
@@ -21,30 +21,30 @@ from backend.evaluation.corpora import Corpus, read_corpora
 from backend.learning.conll_snapshot import snapshot_of
 from backend.learning.finetune import fine_tune
 
-# Any project key would do; the hash that holds tasks out depends on it.
+# Any project key would do, but the hash that holds out tasks depends on it.
 _PROJECT = "1"
 _TAUGHT = "taught"
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """After training on `sentences`, of which the gate held out some. F1 are strict span F1 on test splits, 0..1."""
+    """The result after `sentences`, some of which are held out for the gate. F1 are strict span F1, 0..1."""
 
     sentences: int
     trained_on: int
     f1: float
     low: float  # 95 % interval of f1
     high: float
-    kept_f1: float  # on the corpus that must not be forgotten
+    kept_f1: float  # on the corpus that the base model knows
     published: bool
-    reason: str  # the gate's
-    seconds: float  # of the training and the gate
+    reason: str  # why the gate published or rejected it
+    seconds: float  # for training and gate
 
 
 def learning_curve(
     *, model: str, data: Path, corpus: str, kept: str, sizes: Sequence[int], device: str, out: Path | None
 ) -> list[Point]:
-    """Measure at 0 and at each of `sizes`; prints rows as they come, writes `out`.json and `out`.svg.
+    """Measure at 0 and at each of `sizes`. Prints each result at once, and writes `out`.json and `out`.svg.
 
     Raises CorpusError, CheckpointError and InvalidSettings.
     """
@@ -97,7 +97,7 @@ def _scored(
     reason: str,
     seconds: float,
 ) -> Point:
-    """With whatever adapter is active."""
+    """Scores with the active adapter, or of the base model if none is active."""
     found = {e.name: e.score for e in evaluate(Tagger.of(loaded), [learnt, known], "test", quiet=True)}
     own, kept = found[learnt.collection], found[known.collection]
     return Point(size, trained_on, own.f1, own.low, own.high, kept.f1, published, reason, seconds)
@@ -111,7 +111,7 @@ def _row(point: Point) -> str:
 
 
 def table(points: Sequence[Point], corpus: str, kept: str) -> str:
-    """Markdown, as docs/learning.md has it."""
+    """Markdown, as in docs/learning.md."""
     rows = [
         f"| accepted sentences | trained on | {corpus} F1 | 95 % interval | {kept} F1 | the gate | seconds |",
         "|---:|---:|---:|---|---:|---|---:|",

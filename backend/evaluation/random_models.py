@@ -1,4 +1,4 @@
-"""Models of the published checkpoints' shapes with random weights: for timing where the checkpoints cannot be had."""
+"""Models with the shapes of published checkpoints and random weights, to time them without a download."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from backend.engine.codec import Codec, Limits
 from backend.engine.family import CausalFamily, Family, T5Family
 from backend.ner.prompt import CAUSAL_WRAPPER, PromptFormat
 
-# The shapes of published checkpoints, for random weights. Flan-T5 is T5 1.1: gated, with a head of its own.
+# Flan-T5 has the architecture of T5 1.1: gated feed-forward layers, and an output layer that is not tied.
 T5_SHAPES: dict[str, dict[str, int]] = {
     "t5-base": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "d_kv": 64},
     "t5-large": {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16, "d_kv": 64},
@@ -31,26 +31,28 @@ LLAMA_SHAPES: dict[str, dict[str, int]] = {
 _VOCABULARY = 32_128
 
 
+def _with_random_weights(shape: str, eos_token_id: Any) -> Any:
+    if shape in LLAMA_SHAPES:
+        llama: dict[str, Any] = {"vocab_size": _VOCABULARY, **LLAMA_SHAPES[shape]}
+        return LlamaForCausalLM(LlamaConfig(**llama))
+    t5: dict[str, Any] = {"vocab_size": _VOCABULARY, **T5_SHAPES[shape]}
+    t5 |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    t5 |= {"pad_token_id": 0, "eos_token_id": eos_token_id, "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(**t5))
+
+
 def random_model(shape: str, like: LoadedModel) -> LoadedModel:
     """A model of a published shape with random weights, and the published prompt.
 
-    The vocabulary is that of `like`, whose tokenizer it takes: the published ones cannot be had without the hub.
+    It takes device, dtype and tokenizer from `like`, because the published tokenizers need a download.
     """
-    special = {"pad_token_id": 0, "eos_token_id": like.codec.tokenizer.sep_token_id, "decoder_start_token_id": 0}
-    model: Any
-    with torch.device(like.device):
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(like.dtype)
-        try:
-            if shape in T5_SHAPES:
-                t5: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-                t5 |= {"vocab_size": _VOCABULARY, **T5_SHAPES[shape], **special}
-                model = T5ForConditionalGeneration(T5Config(**t5))
-            else:
-                llama: dict[str, Any] = {"vocab_size": _VOCABULARY, **LLAMA_SHAPES[shape]}
-                model = LlamaForCausalLM(LlamaConfig(**llama))
-        finally:
-            torch.set_default_dtype(default)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(like.dtype)
+    try:
+        with torch.device(like.device):
+            model = _with_random_weights(shape, like.codec.tokenizer.sep_token_id)
+    finally:
+        torch.set_default_dtype(default)
     causal = shape in LLAMA_SHAPES
     codec = Codec(
         like.codec.tokenizer,

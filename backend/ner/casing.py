@@ -1,16 +1,16 @@
-"""How a word is written, for a checkpoint whose vocabulary has lower case only: `us` and `US` differ by this alone."""
+"""The case of words, for checkpoints whose vocabulary is all lower case. Only this tells `us` from `US`."""
 
-PLAIN = 0  # all lower case, or without letters that have a case
+PLAIN = 0  # lower case, or no letters with case
 CAPITAL = 1  # Paris
 UPPER = 2  # NATO
 MIXED = 3  # iPhone, McDonald
-WITH_DIGITS = 4  # B12, 7th: letters and digits
+WITH_DIGITS = 4  # B12, 7th
 
 NUM_KINDS = 5
 
 
 def kind(word: str) -> int:
-    """One of the kinds above. A capital alone (`A`) is a CAPITAL: sentences begin with it."""
+    """One of the kinds above. A single capital letter is a CAPITAL, because sentences begin with `A` and `I`."""
     letters = [sign for sign in word if sign.isalpha()]
     if letters and len(letters) < len(word) and any(sign.isdigit() for sign in word):
         return WITH_DIGITS

@@ -1,4 +1,4 @@
-"""A checkpoint whose encoder is told how each word is written, as BERT's token types."""
+"""A checkpoint that marks case: its encoder reads the case of each word as BERT's token types."""
 
 import json
 from pathlib import Path
@@ -60,12 +60,12 @@ def test_each_token_has_its_words_kind(locates_words: bool) -> None:
     text = "".join(
         token.removeprefix("##") for token, kind in zip(tokens, prompt.source_kinds, strict=True) if kind == UPPER
     )
-    assert text == "paris"  # and no token of the labels, whose case says nothing
+    assert text == "paris"  # but no token of the labels, whose case means nothing
     assert {kind for token, kind in zip(tokens, prompt.source_kinds, strict=True) if "mar" in token} == {CAPITAL}
     assert prompt.source_kinds[0] == prompt.source_kinds[-1] == PLAIN
 
 
-def test_a_checkpoint_that_is_not_told_gets_no_kinds() -> None:
+def test_a_checkpoint_that_does_not_mark_case_gets_no_kinds() -> None:
     prompt = codec_of(marks_case=False).encode(LABELS, WORDS)
     assert prompt.source_kinds is None
     assert source_kinds([prompt], torch.device("cpu")) is None
@@ -83,20 +83,20 @@ def test_case_reaches_the_encoder_and_is_the_same_in_a_batch_and_alone() -> None
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
-def test_every_way_of_decoding_is_told() -> None:
+def test_case_reaches_every_decoding_method() -> None:
     family, codec = family_with_kinds(), codec_of(marks_case=True)
     prompts = [codec.encode(LABELS, words) for words in (WORDS, LOWER)]
     exact = ExactDecoder(family, 64).decode(prompts)
     assert [row.tags for row in exact] == [row.tags for row in SequentialDecoder(family).decode(prompts)]
     generate = GenerateDecoder(family.model, codec.tokenizer, num_beams=1, max_new_tokens=8)
-    told = generate.decode(prompts)
+    marked = generate.decode(prompts)
     plain = codec_of(marks_case=False)
-    untold = generate.decode([plain.encode(LABELS, words) for words in (WORDS, LOWER)])
-    assert untold[0].probabilities == pytest.approx(untold[1].probabilities, abs=1e-5)
-    assert told[0].probabilities != pytest.approx(told[1].probabilities, abs=1e-4)
+    unmarked = generate.decode([plain.encode(LABELS, words) for words in (WORDS, LOWER)])
+    assert unmarked[0].probabilities == pytest.approx(unmarked[1].probabilities, abs=1e-5)
+    assert marked[0].probabilities != pytest.approx(marked[1].probabilities, abs=1e-4)
 
 
-def test_a_folder_says_whether_its_checkpoint_is_told(tmp_path: Path) -> None:
+def test_gner_json_says_whether_a_checkpoint_marks_case(tmp_path: Path) -> None:
     family_with_kinds().model.save_pretrained(tmp_path)
     tiny.bert_tokenizer().save_pretrained(tmp_path)
     described = tmp_path / "gner.json"

@@ -1,4 +1,4 @@
-"""Scores, against cases worked out by hand."""
+"""Scores, compared with cases worked out by hand."""
 
 from pathlib import Path
 
@@ -17,35 +17,37 @@ from backend.ner.scores import Counts
 from backend.pretraining.checkpoint import build, export
 from tests.support import small_recipe as small
 
-GOLD = [["B-per", "I-per", "O", "B-loc"], ["O", "B-loc"], ["O", "O"]]
+EXPECTED = [["B-per", "I-per", "O", "B-loc"], ["O", "B-loc"], ["O", "O"]]
 
 
 @pytest.mark.parametrize(
-    ("found", "right", "num_found"),
+    ("predicted", "correct", "num_predicted"),
     [
-        pytest.param(GOLD, 3, 3, id="all right"),
-        pytest.param([["B-per", "O", "O", "B-loc"], ["O", "B-loc"], ["O", "O"]], 2, 3, id="a word short is wrong"),
+        pytest.param(EXPECTED, 3, 3, id="all correct"),
+        pytest.param(
+            [["B-per", "O", "O", "B-loc"], ["O", "B-loc"], ["O", "O"]], 2, 3, id="an entity that lacks a word is wrong"
+        ),
         pytest.param([["B-loc", "I-loc", "O", "B-loc"], ["O", "B-loc"], ["O", "O"]], 2, 3, id="another label is wrong"),
         pytest.param(
-            [["B-per", "I-per", "O", "B-loc"], ["O", "O"], ["B-per", "O"]], 2, 3, id="one missed, one made up"
+            [["B-per", "I-per", "O", "B-loc"], ["O", "O"], ["B-per", "O"]], 2, 3, id="one missed, one spurious"
         ),
         pytest.param([["O"] * 4, ["O"] * 2, ["O"] * 2], 0, 0, id="nothing"),
     ],
 )
-def test_strict_counts(found: list[list[str]], right: int, num_found: int) -> None:
-    result = score(GOLD, found)
-    assert result.total == Counts(right, num_found, 3)
-    assert result.f1 == pytest.approx(2 * right / (num_found + 3))
+def test_strict_counts(predicted: list[list[str]], correct: int, num_predicted: int) -> None:
+    result = score(EXPECTED, predicted)
+    assert result.total == Counts(correct, num_predicted, 3)
+    assert result.f1 == pytest.approx(2 * correct / (num_predicted + 3))
 
 
 def test_counts_by_label() -> None:
-    result = score(GOLD, [["B-per", "I-per", "O", "O"], ["B-loc", "B-loc"], ["O", "O"]])
+    result = score(EXPECTED, [["B-per", "I-per", "O", "O"], ["B-loc", "B-loc"], ["O", "O"]])
     assert result.by_label == {"per": Counts(1, 1, 1), "loc": Counts(1, 2, 2)}
     assert result.by_label["loc"].precision == 0.5
     assert result.by_label["loc"].recall == 0.5
 
 
-def test_nothing_there_and_nothing_found() -> None:
+def test_nothing_expected_and_nothing_predicted() -> None:
     assert score([["O"]], [["O"]]).f1 == 0.0
 
 
@@ -54,12 +56,14 @@ _TAGS = st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b"])
 
 @given(st.lists(st.lists(st.tuples(_TAGS, _TAGS), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_totals_are_those_of_exact_matches(rows: list[list[tuple[str, str]]]) -> None:
-    """nervaluate's totals against sets of (start, end, label), on legal tags."""
-    gold = [_legal([pair[0] for pair in row]) for row in rows]
-    found = [_legal([pair[1] for pair in row]) for row in rows]
-    there = {(index, mention) for index, tags in enumerate(gold) for mention in mentions(tags)}
-    actual = {(index, mention) for index, tags in enumerate(found) for mention in mentions(tags)}
-    assert score(gold, found).total == Counts(len(there & actual), len(actual), len(there))
+    """Compare nervaluate's totals with sets of (start, end, label), on legal tags."""
+    expected = [_legal([pair[0] for pair in row]) for row in rows]
+    predicted = [_legal([pair[1] for pair in row]) for row in rows]
+    expected_mentions = {(index, mention) for index, tags in enumerate(expected) for mention in mentions(tags)}
+    predicted_mentions = {(index, mention) for index, tags in enumerate(predicted) for mention in mentions(tags)}
+    assert score(expected, predicted).total == Counts(
+        len(expected_mentions & predicted_mentions), len(predicted_mentions), len(expected_mentions)
+    )
 
 
 def _legal(tags: list[str]) -> list[str]:
@@ -71,13 +75,13 @@ def _legal(tags: list[str]) -> list[str]:
 
 
 def test_the_interval_holds_the_score_and_narrows_with_more_sentences() -> None:
-    gold = [["B-a", "O"], ["O", "B-a"]] * 20
-    found = [["B-a", "O"], ["O", "O"]] * 20
-    low, high = bootstrap(gold, found)
-    assert low < score(gold, found).f1 < high
-    narrow_low, narrow_high = bootstrap(gold * 10, found * 10)
+    expected = [["B-a", "O"], ["O", "B-a"]] * 20
+    predicted = [["B-a", "O"], ["O", "O"]] * 20
+    low, high = bootstrap(expected, predicted)
+    assert low < score(expected, predicted).f1 < high
+    narrow_low, narrow_high = bootstrap(expected * 10, predicted * 10)
     assert low < narrow_low < narrow_high < high
-    assert bootstrap(gold, gold) == (1.0, 1.0)
+    assert bootstrap(expected, expected) == (1.0, 1.0)
 
 
 @pytest.fixture(scope="module")

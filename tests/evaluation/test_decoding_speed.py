@@ -1,4 +1,4 @@
-"""The benchmark counts what was done, and compares it with batched `generate`."""
+"""The benchmark measures decoders, and compares them with batched `generate`."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Decoders with known answers give these answers, in every way of decoding."""
+"""Decoders with known answers give these answers, whatever the method."""
 
 import random
 
@@ -54,21 +54,21 @@ def test_overruled_decoders_give_the_known_answers(family: str, kind: str) -> No
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_corrected_label_takes_the_words_behind_along(family: str) -> None:
+def test_a_corrected_label_also_corrects_the_next_words_of_the_entity(family: str) -> None:
     loaded, codec = tiny.FAMILIES[family]()
     names = tag_names(LABELS)
     draft = ["O", "B-work", "I-work", "I-work", "I-work", "I-work", "O"]
-    right = tuple(names.index(tag.replace("work", "city")) for tag in draft)
+    expected = tuple(names.index(tag.replace("work", "city")) for tag in draft)
     prompt = codec.encode(LABELS, VOCABULARY[: len(draft)], draft)
     decoder = OverruledExactDecoder(loaded, 1_000)
-    decoder.answers = {id(prompt): right}
+    decoder.answers = {id(prompt): expected}
     [answer] = decoder.decode([prompt])
-    assert answer.tags == tuple(names[tag] for tag in right)
+    assert answer.tags == tuple(names[tag] for tag in expected)
     assert decoder.work.passes == 2  # one that corrects the first word, one that verifies all others
 
 
 @pytest.mark.parametrize("family", ["t5", "bert"])
-def test_generation_held_to_the_grammar_decides_as_constrained_decoding_does(family: str) -> None:
+def test_constrained_generation_agrees_with_sequential_decoding(family: str) -> None:
     loaded, codec = tiny.FAMILIES[family]()
     prompts = [codec.encode(LABELS, _random_answer(seed, 6)[0]) for seed in range(4)]
     decoder = PrefixGenerateDecoder(loaded.model, codec.tokenizer, num_beams=1, max_new_tokens=200)

@@ -1,4 +1,4 @@
-"""The learning curve, of a tiny checkpoint on corpora of a few sentences."""
+"""The learning curve of a tiny checkpoint, on corpora of a few sentences."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_it_is_scored_before_and_after(tmp_path: Path, data: Path) -> None:
     assert (before.sentences, before.trained_on) == (0, 0)
     assert after.sentences == 8
     assert 0 < after.trained_on < 8  # some are held out
-    # the adapter was in force (random weights of this size learn nothing that generalises)
+    # the adapter was active; a random model of this size learns nothing that generalises
     assert (after.f1, after.kept_f1) != (before.f1, before.kept_f1)
     written = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     assert [(point["sentences"], point["f1"]) for point in written] == [(0, before.f1), (8, after.f1)]
@@ -51,12 +51,12 @@ def test_it_is_scored_before_and_after(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [9]])
-def test_sizes_that_cannot_be(tmp_path: Path, data: Path, sizes: list[int]) -> None:
+def test_impossible_sizes_are_refused(tmp_path: Path, data: Path, sizes: list[int]) -> None:
     with pytest.raises(InvalidSettings, match="'kitchen' has 1 to 8 sentences"):
         measure(tmp_path, data, sizes=sizes)
 
 
-def test_a_corpus_that_is_not_there(tmp_path: Path, data: Path) -> None:
+def test_a_missing_corpus_is_named(tmp_path: Path, data: Path) -> None:
     with pytest.raises(CorpusError, match=r"no corpus 'garden'.*'kitchen', 'travel'"):
         measure(tmp_path, data, corpus="garden")
 

@@ -21,12 +21,12 @@ def _line(dataset: str, tagged: str, output: str) -> str:
 def test_the_papers_scoring(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     lines = [
-        # found: george clooney; the second mention is the same entity and counts once on both sides
+        # correct: george clooney; the second mention is the same entity, which counts once on both sides
         _line("films", "George(B-actor) Clooney(I-actor) is(O) George(B-actor) Clooney(I-actor)",
               "george(B-actor) clooney(I-actor) is(O) george(B-actor) clooney(I-actor)"),
-        # "the Rome" and "Rome" are the same once normalised; "is" was skipped by the model; director is no label here
+        # "the Rome" and "Rome" are the same once normalised; the model skipped "is"; director is no label here
         _line("films", "the(B-city) Rome(I-city) is(O) old(O)", "the(O) rome(B-city) old(B-director)"),
-        # one right of two there, and one made up: F1 0.5
+        # one of two expected entities, and a spurious one: F1 0.5
         _line("trips", "Rome(B-city) or(O) Oslo(B-city)", "Rome(B-city) or(B-city) Oslo(O)"),
     ]  # fmt: skip
     path.write_text("\n".join(lines) + "\n")

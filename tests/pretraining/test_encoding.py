@@ -30,12 +30,12 @@ def built(encoder: Path) -> Built:
     return build(small.recipe(), [("Ada", "sang")], encoder)
 
 
-@pytest.mark.parametrize("example", SAMPLES, ids=lambda example: " ".join(example.words))
-def test_training_and_serving_spell_the_same(built: Built, example: Sample) -> None:
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: " ".join(sample.words))
+def test_training_and_serving_spell_the_same(built: Built, sample: Sample) -> None:
     prompt_format = PromptFormat("{labels} : {sentence}")
     codec = Codec(built.tokenizer, prompt_format, Limits(64, 64), source_ends_with_eos=True)
-    prompt = codec.encode(example.labels, example.words, example.tags)
-    encoded = built.sample_encoder.encode(example)
+    prompt = codec.encode(sample.labels, sample.words, sample.tags)
+    encoded = built.sample_encoder.encode(sample)
     assert encoded.source == prompt.source_ids
     assert prompt.draft is not None
     answer = [
@@ -44,9 +44,9 @@ def test_training_and_serving_spell_the_same(built: Built, example: Sample) -> N
         for token in code.forced + code.grammar.paths[tag]
     ]
     assert encoded.target == (*answer, built.tokenizer.eos_token_id)
-    rendered = prompt_format.render(example.labels, example.words)
+    rendered = prompt_format.render(sample.labels, sample.words)
     offsets = built.tokenizer(rendered, return_offsets_mapping=True)["offset_mapping"]
-    places = locate("{labels} : {sentence}", example.labels, example.words, offsets)
+    places = locate("{labels} : {sentence}", sample.labels, sample.words, offsets)
     assert (places.word_positions, places.label_spans) == (encoded.word_positions, encoded.label_spans)
 
 

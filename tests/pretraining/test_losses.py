@@ -23,11 +23,11 @@ def test_every_loss_falls_on_a_batch_seen_again_and_again(encoder: Path) -> None
     for part in (built.learner.model.encoder, built.learner.model.decoder):
         part.set_attn_implementation("eager")
     tags = ("B-sad disease", "I-sad disease", "O", "B-place")
-    examples = [
+    samples = [
         Sample(("person", "place"), ("Ada", "left", "Rome", "."), ("B-person", "O", "B-place", "O")),
         Sample(("place", "sad disease"), ("heart", "pain", "in", "Oslo"), tags),
     ]
-    batch = collate([built.sample_encoder.encode(example) for example in examples], built.sample_encoder)
+    batch = collate([built.sample_encoder.encode(sample) for sample in samples], built.sample_encoder)
     optimizer = torch.optim.AdamW(built.learner.parameters(), lr=3e-3)
     first = {name: float(loss.detach()) for name, loss in built.learner.losses(batch).items()}
     for _ in range(40):
@@ -56,12 +56,12 @@ def test_padding_changes_no_loss(encoder: Path) -> None:
 
 
 def test_kinds_reach_the_batch_only_if_the_recipe_says_so(encoder: Path) -> None:
-    example = Sample(("person",), ("Ada", "left"), ("B-person", "O"))
+    sample = Sample(("person",), ("Ada", "left"), ("B-person", "O"))
     for marks_case, expected in ((False, 0), (True, CAPITAL)):
         recipe = small.recipe()
         recipe = replace(recipe, architecture=replace(recipe.architecture, marks_case=marks_case))
         built = build(recipe, [("Ada",)], encoder)
-        encoded = built.sample_encoder.encode(example)
+        encoded = built.sample_encoder.encode(sample)
         batch = collate([encoded], built.sample_encoder)
         assert int(batch.source_kinds[0, encoded.word_positions[0]]) == expected
         assert int(batch.source_kinds.sum()) == expected

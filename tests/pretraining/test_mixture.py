@@ -1,4 +1,4 @@
-"""What is drawn for training, on two corpora written here."""
+"""Samples drawn from a small corpus."""
 
 import random
 from dataclasses import replace
@@ -38,8 +38,8 @@ PLAIN = MixtureRecipe(
 
 def _draws(recipe: MixtureRecipe, number: int = 60) -> list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
     mixture, rng = Mixture([NEWS], recipe), random.Random(1)
-    examples = [mixture.draw(rng) for _ in range(number)]
-    return [(example.labels, example.words, example.tags) for example in examples]
+    samples = [mixture.draw(rng) for _ in range(number)]
+    return [(sample.labels, sample.words, sample.tags) for sample in samples]
 
 
 def test_without_changes_the_corpus_comes_as_it_is() -> None:
@@ -76,7 +76,7 @@ def test_a_renamed_type_has_its_new_name_in_the_tags_too() -> None:
             assert tags[0] == f"B-{labels[0]}"
 
 
-def test_a_synonym_never_stands_beside_itself() -> None:
+def test_no_synonym_equals_another_label() -> None:
     corpus = replace(NEWS, labels=("human", "person", "place"))
     mixture, rng = Mixture([corpus], replace(PLAIN, rename_label=1.0)), random.Random(1)
     for _ in range(30):
@@ -123,7 +123,7 @@ def test_only_a_stop_outside_of_mentions_is_dropped() -> None:
     assert drop_final_stop(inside) == inside
 
 
-def test_a_corpus_that_is_not_there_is_named() -> None:
+def test_a_missing_corpus_is_named() -> None:
     with pytest.raises(CorpusError, match="tweets"):
         Mixture([NEWS], replace(PLAIN, shares={"news": 0.5, "tweets": 0.5}))
     with pytest.raises(CorpusError, match="news"):

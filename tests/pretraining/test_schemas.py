@@ -1,4 +1,4 @@
-"""What is asked for varies, and stays true of the text."""
+"""Schemas vary, and the tags stay correct."""
 
 import random
 from dataclasses import replace
@@ -25,7 +25,7 @@ def draws(recipe: SchemaRecipe, sentence: Sentence = DINNER) -> list[Sentence]:
     return [vary(sentence, TYPES, recipe, rng) for _ in range(80)]
 
 
-def test_without_changes_a_passage_is_asked_as_it_is() -> None:
+def test_without_changes_the_schema_stays_as_it_is() -> None:
     assert {*draws(SchemaRecipe())} == {DINNER}
 
 
@@ -44,13 +44,13 @@ def test_near_types_are_near_and_far_ones_far() -> None:
     assert far == {"kitchen tool", "gene", "crop variety", "planet"}
 
 
-def test_there_is_a_most() -> None:
+def test_the_number_of_types_is_limited() -> None:
     assert max(len(s.labels) for s in draws(replace(ALL, max_types=4))) == 4
 
 
 def test_entities_of_a_dropped_type_are_outside_only_if_nothing_asked_could_hold_them() -> None:
     found = draws(SchemaRecipe(drop_types=1.0))
-    # an entity that was a dish may still be a person, for all that is known: `person` is coarse
+    # a dish may also be a person as far as anyone knows, because `person` is a general type
     assert {(s.labels, s.tags) for s in found} == {(DINNER.labels, DINNER.tags), (("dish",), ("O", "O", "B-dish"))}
     near = Sentence(("Dal", "here"), ("B-dish", "O"), ("dish", "stew", "gene"))
     for sentence in draws(SchemaRecipe(drop_types=1.0), near):
@@ -89,8 +89,8 @@ def mixture(schemas: SchemaRecipe, sentence: Sentence = DINNER) -> Mixture:
 
 
 def test_the_mixture_asks_each_passage_with_its_own_labels() -> None:
-    example = mixture(SchemaRecipe()).draw(random.Random(1))
-    assert ({*example.labels}, example.words, example.tags) == ({"person", "dish"}, DINNER.words, DINNER.tags)
+    sample = mixture(SchemaRecipe()).draw(random.Random(1))
+    assert ({*sample.labels}, sample.words, sample.tags) == ({"person", "dish"}, DINNER.words, DINNER.tags)
 
 
 def test_the_mixture_keeps_tags_and_labels_together() -> None:
@@ -98,14 +98,14 @@ def test_the_mixture_keeps_tags_and_labels_together() -> None:
     rng, drawn = random.Random(1), mixture(everything)
     texts = set()
     for _ in range(100):
-        example = drawn.draw(rng)
-        assert {tag[2:] for tag in example.tags if tag != "O"} <= {*example.labels}
-        assert len({label.lower() for label in example.labels}) == len(example.labels)
-        texts.add(example.words)
+        sample = drawn.draw(rng)
+        assert {tag[2:] for tag in sample.tags if tag != "O"} <= {*sample.labels}
+        assert len({label.lower() for label in sample.labels}) == len(sample.labels)
+        texts.add(sample.words)
     assert texts == {DINNER.words, ("ada", "ate", "dal"), ("ADA", "ATE", "DAL")}
 
 
-def test_no_name_becomes_one_that_is_never_asked() -> None:
+def test_no_type_is_renamed_to_one_that_is_never_asked() -> None:
     tool = Sentence(("Whisk",), ("B-kitchen tool",), ("kitchen tool",))
     drawn, rng = mixture(SchemaRecipe(last_word=1.0), tool), random.Random(1)
     assert {drawn.draw(rng).labels for _ in range(20)} == {("kitchen tool",)}

@@ -56,7 +56,7 @@ def test_two_processes_train_one_model(encoder: Path, corpora: Path, tmp_path: P
     pretrain(recipe, corpora, tmp_path, encoder_folder=encoder, quiet=True)
     before = build(recipe, _training_words(corpora), encoder).learner.model.state_dict()
     after = _weights(tmp_path)
-    # both processes' parts have moved
+    # the parts of both processes have changed
     moved = [name for name in after if not torch.equal(after[name].float(), before[name].to(after[name].dtype).float())]
     assert "encoder.embeddings.word_embeddings.weight" in moved
     assert "decoder.bert.embeddings.word_embeddings.weight" in moved
@@ -67,7 +67,7 @@ def _training_words(folder: Path) -> list[tuple[str, ...]]:
     return [sentence.words for corpus in training for sentence in corpus.train]
 
 
-def test_a_corpus_that_the_recipe_wants_must_be_there(encoder: Path, corpora: Path, tmp_path: Path) -> None:
+def test_a_missing_corpus_is_named(encoder: Path, corpora: Path, tmp_path: Path) -> None:
     recipe = small.recipe()
     wanted = replace(recipe, mixture=replace(recipe.mixture, shares={"news": 1.0, "tweets": 1.0}))
     with pytest.raises(CorpusError, match="tweets"):

@@ -1,4 +1,4 @@
-"""The written corpus: read as it is served, and split so that new texts and new types can be told apart."""
+"""The written corpus: its words are those of serving, and its splits measure new texts and new types."""
 
 import json
 from pathlib import Path
@@ -32,19 +32,19 @@ def test_a_passage_is_words_tags_and_its_own_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"labels": []}, {"labels": ["spice"]}, {"text": None}, {"spans": [[0, 3]]}, {"spans": 3}]
 )
-def test_what_is_no_passage_is_named(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_a_malformed_passage_is_named(tmp_path: Path, changes: dict[str, object]) -> None:
     with pytest.raises(CorpusError, match=r"written\.jsonl, line 1"):
         read_written(write(tmp_path / "written.jsonl", **changes))
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="cannot read"):
         read_written(tmp_path / "written.jsonl")
     with pytest.raises(CorpusError, match="cannot read"):
         read_unseen_types(tmp_path / "unseen-types.txt")
 
 
-def test_a_type_that_is_left_out_is_neither_asked_nor_marked() -> None:
+def test_a_removed_type_is_neither_asked_for_nor_marked() -> None:
     sentence = Sentence(("Dal", "cumin"), ("B-dish", "B-spice"), ("dish", "spice"))
     assert without(sentence, ["spice"]) == Sentence(("Dal", "cumin"), ("B-dish", "O"), ("dish",))
 
@@ -54,24 +54,24 @@ def test_unseen_types_are_never_trained_on() -> None:
         WrittenPassage("x", Sentence((f"Dal{number}", "cumin"), ("B-Dish", "B-spice"), ("Dish", "spice")))
         for number in range(300)
     ]
-    written, apart = split(passages, frozenset(["dish"]))
+    written, held_out = split(passages, frozenset(["dish"]))
     assert {sentence.labels for sentence in (*written.train, *written.dev)} == {("spice",)}
-    assert {sentence.labels for sentence in apart.dev} == {("Dish", "spice")}
-    assert apart.scored == ("Dish",)
-    assert not apart.train
-    texts = [sentence.words for sentence in (*written.train, *written.dev, *apart.dev)]
+    assert {sentence.labels for sentence in held_out.dev} == {("Dish", "spice")}
+    assert held_out.scored == ("Dish",)
+    assert not held_out.train
+    texts = [sentence.words for sentence in (*written.train, *written.dev, *held_out.dev)]
     assert len(texts) == len({*texts}) == 300
-    assert 60 < len(apart.dev) < 140
+    assert 60 < len(held_out.dev) < 140
     assert 4 < len(written.dev) < 25
 
 
 def test_the_bundled_corpus_and_its_parts() -> None:
-    written, apart = written_corpora()
+    written, held_out = written_corpora()
     unseen = read_unseen_types()
     trained = {label.lower() for sentence in written.train for label in sentence.labels}
     assert not trained & unseen
-    assert {label.lower() for label in apart.scored} <= unseen
-    texts = [{sentence.words for sentence in part} for part in (written.train, written.dev, apart.dev)]
+    assert {label.lower() for label in held_out.scored} <= unseen
+    texts = [{sentence.words for sentence in part} for part in (written.train, written.dev, held_out.dev)]
     assert len(set().union(*texts)) == sum(map(len, texts))
-    assert all(mention.label in sentence.labels for sentence in apart.dev for mention in mentions(sentence.tags))
+    assert all(mention.label in sentence.labels for sentence in held_out.dev for mention in mentions(sentence.tags))
     assert min(len(part) for part in texts) > 200
