@@ -175,7 +175,7 @@ class SharedOptimizer:
             parameter.data = self._shared.average[place.place].view(parameter.shape)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """All that a resumed run needs of this process's part, by weight name."""
+        """The state of this process's part, from which a run can resume; by weight name."""
         return {
             part.name: {
                 "master": part.master.detach(),

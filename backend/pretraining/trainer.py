@@ -1,6 +1,6 @@
 """Trains the bundled checkpoint.
 
-`checkpoint` describes the model, `losses` what it learns from, `data` what it is trained on.
+The model is described in `checkpoint`, its losses in `losses`, and its data in `mixture` and `data`.
 
 On a CPU, several processes with one thread each share the weights and gradients in memory (see `shared_weights`). This
 is much faster than several threads, above all on a machine that does other things too: processes wait for each other

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from backend.evaluation.corpora import Corpus, read_corpora
 from backend.ner.bio import Sentence
-from backend.pretraining.data import hold_out, with_dev
+from backend.pretraining.checkpoint import build
+from backend.pretraining.data import Stream, hold_out, with_dev
+from backend.pretraining.mixture import Mixture
 from tests.support import small_recipe as small
 
 
@@ -28,3 +31,17 @@ def test_published_dev_splits_are_trained_on_test_splits_never() -> None:
     first, second, third = (Sentence((word,), ("O",)) for word in ("a", "b", "c"))
     [corpus] = with_dev([Corpus("x", ("thing",), train=(first,), dev=(second,), test=(third,))])
     assert (corpus.train, corpus.test) == ((first, second), (third,))
+
+
+def test_a_pool_is_divided_into_batches_of_like_length(corpora: Path, tmp_path: Path) -> None:
+    recipe = small.recipe()
+    training, _ = hold_out(read_corpora(corpora), recipe)
+    built = build(recipe, [("Ada",)], small.write_encoder(tmp_path / "encoder"))
+    stream = Stream(Mixture(training, recipe.mixture), built.sample_encoder, recipe, rank=0)
+    batches = [next(iter(stream)) for _ in range(4)]
+    tokens = [int(batch.source_mask.sum() + batch.target_mask.sum()) for batch in batches]
+    limit = recipe.schedule.batch_tokens
+    assert all(count <= limit or len(batch.source) == 1 for count, batch in zip(tokens, batches, strict=True))
+    again = Stream(Mixture(training, recipe.mixture), built.sample_encoder, recipe, rank=0, pool=stream.pool, taken=3)
+    assert (stream.pool, stream.taken) == (0, 4)
+    assert torch.equal(next(iter(again)).source, batches[3].source)
