@@ -41,10 +41,9 @@ def with_dev(corpora: Sequence[Corpus]) -> list[Corpus]:
 def materials(corpora_folder: Path, recipe: Recipe) -> tuple[list[Corpus], list[Corpus]]:
     """Corpora to train on, and corpora whose `dev` is held out; with the written corpus if it has a share."""
     training, held_out = hold_out(read_corpora(corpora_folder), recipe)
-    training = with_dev(training)
     if WRITTEN in recipe.mixture.shares:
         written = written_corpora()
-        training.append(written[0])
+        training.append(replace(written[0], dev=()))  # unlike published dev splits it is never trained on
         held_out += [replace(corpus, dev=corpus.dev[: recipe.written_held_out_max]) for corpus in written]
     return training, held_out
 

@@ -26,7 +26,7 @@ from backend.engine.draft_head import DraftHead
 from backend.evaluation.charts import write_curve
 from backend.evaluation.corpora import Corpus
 from backend.pretraining.checkpoint import Built, build, build_from, export, minilm_folder
-from backend.pretraining.data import Stream, materials
+from backend.pretraining.data import Stream, materials, with_dev
 from backend.pretraining.held_out import HeldOut, HeldOutF1
 from backend.pretraining.losses import Batch, Learner
 from backend.pretraining.meanings import entity_types
@@ -135,7 +135,7 @@ class _Trainer:
         self._losses: list[dict[str, float]] = []  # of the first process, since the last report
         self._interrupted = False
         pool, taken = self._resume()
-        mixture = Mixture(training, self._recipe.mixture, self._recipe.schemas, options.types)
+        mixture = Mixture(with_dev(training), self._recipe.mixture, self._recipe.schemas, options.types)
         self._stream = Stream(mixture, built.sample_encoder, self._recipe, rank, pool, taken)
 
     def _resume(self) -> tuple[int, int]:

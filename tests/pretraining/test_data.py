@@ -1,5 +1,6 @@
 """What a run trains on and what it holds out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from backend.evaluation.corpora import Corpus, read_corpora
 from backend.ner.bio import Sentence
 from backend.pretraining.checkpoint import build
-from backend.pretraining.data import Stream, hold_out, with_dev
+from backend.pretraining.data import Stream, hold_out, materials, with_dev
 from backend.pretraining.mixture import Mixture
+from backend.pretraining.written import written_corpora
 from tests.support import small_recipe as small
 
 
@@ -45,3 +47,14 @@ def test_a_pool_is_divided_into_batches_of_like_length(corpora: Path, tmp_path: 
     again = Stream(Mixture(training, recipe.mixture), built.sample_encoder, recipe, rank=0, pool=stream.pool, taken=3)
     assert (stream.pool, stream.taken) == (0, 4)
     assert torch.equal(next(iter(again)).source, batches[3].source)
+
+
+def test_the_written_corpus_is_trained_on_without_its_dev_parts(corpora: Path) -> None:
+    recipe = small.recipe()
+    wanted = replace(recipe, mixture=replace(recipe.mixture, shares={**recipe.mixture.shares, "written": 1.0}))
+    training, held_out = materials(corpora, replace(wanted, written_held_out_max=7))
+    [trained] = [corpus for corpus in with_dev(training) if corpus.collection == "written"]
+    written, apart = written_corpora()
+    assert trained.train == written.train
+    held = {corpus.name: corpus.dev for corpus in held_out if corpus.name.startswith("written")}
+    assert held == {"written": written.dev[:7], "written-unseen-types": apart.dev[:7]}
