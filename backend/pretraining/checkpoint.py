@@ -97,6 +97,8 @@ def build_from(folder: Path, recipe: Recipe) -> Built:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot start from the checkpoint in {folder}: {error}") from error
+    for key in ("is_local", "local_files_only"):  # how it was loaded is no part of a tokenizer
+        tokenizer.init_kwargs.pop(key, None)
     head = DraftHead.load(folder / "draft_head.safetensors").float()
     _check_shape(model.config, recipe.architecture, folder)
     model.config._name_or_path = model.config.encoder._name_or_path = model.config.decoder._name_or_path = ""

@@ -43,3 +43,9 @@ def test_the_first_recipe_can_still_be_read() -> None:
     first = read_recipe(RECIPE.parents[2] / "pretraining/recipes/gner-mini-1.json")
     assert not first.architecture.marks_case
     assert "written" not in first.mixture.shares
+
+
+def test_the_trial_of_a_second_recipe_can_be_read() -> None:
+    trial = read_recipe(RECIPE.parents[2] / "pretraining/recipes/gner-mini-2-trial.json")
+    assert trial.architecture.marks_case
+    assert "written" in trial.mixture.shares

@@ -94,6 +94,8 @@ def test_a_run_begins_from_a_checkpoint(encoder: Path, corpora: Path, tmp_path: 
     assert not torch.equal(after[0], after[1])  # Ada is a Capital, left is not
     again = build_from(tmp_path / "second", second).learner.model.state_dict()
     assert torch.equal(again["encoder.embeddings.token_type_embeddings.weight"], after.float())
+    tokenizers = [json.loads((tmp_path / run / "tokenizer_config.json").read_text()) for run in ("first", "second")]
+    assert tokenizers[0] == tokenizers[1]
 
 
 def _vocabulary(folder: Path) -> int:
