@@ -318,6 +318,7 @@ def test_a_training_by_hand_does_not_slow_down_the_terminal_that_it_was_started_
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=TIMEOUT_S, start_new_session=True)
 
 
+@pytest.mark.slow  # starts a worker and a process for its job
 def test_a_worker_of_the_command_line_does_jobs_in_processes_of_their_own(
     settings: Settings, valkey: redis.Redis, examples: ExampleStore, tmp_path: Path
 ) -> None:

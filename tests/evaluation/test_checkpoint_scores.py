@@ -21,6 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow  # reads the whole written corpus
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["evaluate", "--checkpoint", str(folder / "checkpoint"), "--data", str(folder / "ner")]
     assert main([*arguments, "--split", "train", "--corpus", "news", "--limit", "3", "--save-scores"]) == 0
@@ -32,6 +33,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tweets" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # reads the whole written corpus
 def test_the_written_corpus_is_measured_beside_those_of_the_folder(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,6 +205,7 @@ def test_values_that_are_no_texts_are_labelled_as_they_are_drawn(
     assert item["score"] == same["score"] < 1
 
 
+@pytest.mark.slow  # predicts texts of thousands of characters
 @pytest.mark.parametrize("text", ["\ud800 Marie", "NUL \0 Marie", "{}~\\`^<", "x" * 5000, "Paris " * 800], ids=len)
 def test_no_text_fails_the_batch(client: FlaskClient, text: str) -> None:
     results = post(client, "/predict", predict_body(tasks_of(TEXTS[0], text)))["results"]

@@ -372,6 +372,7 @@ def test_a_worker_that_is_told_to_end_puts_its_job_back(valkey: redis.Redis, sta
     wait_for_state(queue, job, "finished")
 
 
+@pytest.mark.slow  # starts a worker
 def test_an_idle_worker_ends_when_it_is_told_to(start_worker: StartWorker, valkey: redis.Redis) -> None:
     worker = start_worker()
     worker.wait_until("the worker", lambda: valkey.scard("rq:workers:gner-training"), TIMEOUT_S)

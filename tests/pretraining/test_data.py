@@ -49,6 +49,7 @@ def test_a_pool_is_divided_into_batches_of_like_length(corpora: Path, tmp_path: 
     assert torch.equal(next(iter(again)).source, batches[3].source)
 
 
+@pytest.mark.slow  # reads the whole written corpus twice
 def test_the_written_corpus_is_trained_on_without_its_dev_parts(corpora: Path) -> None:
     recipe = small.recipe()
     wanted = replace(recipe, mixture=replace(recipe.mixture, shares={**recipe.mixture.shares, "written": 1.0}))

@@ -65,6 +65,7 @@ def test_unseen_types_are_never_trained_on() -> None:
     assert 4 < len(written.dev) < 25
 
 
+@pytest.mark.slow  # reads the whole written corpus
 def test_the_bundled_corpus_and_its_parts() -> None:
     written, held_out = written_corpora()
     unseen = read_unseen_types()
