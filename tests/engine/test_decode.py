@@ -17,13 +17,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
-from backend.engine.codec import Codec, Decoded, EncodedPrompt, Limits
+from backend.engine.codec import Codec, Decoded, EncodedPrompt
 from backend.engine.decode import ExactDecoder
-from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily, Family
 from backend.engine.sequential import SequentialDecoder
 from backend.ner.bio import tag_names
-from backend.ner.prompt import PromptFormat, target
+from backend.ner.prompt import target
 from tests.support import tiny
 
 WINDOWS = (1, 7, 48, 10_000)
@@ -35,18 +34,6 @@ LABEL_SETS: list[tuple[str, ...]] = [
     ("a", "aa", "ab", "b"),
     tuple(f"type {number}" for number in range(50)),
 ]
-
-
-def bert_with_draft_head(seed: int = 0) -> tuple[Family, Codec]:
-    torch.manual_seed(seed)
-    codec = Codec(
-        tiny.bert_tokenizer(),
-        PromptFormat("{labels} : {sentence}"),
-        Limits(1000, 1000),
-        source_ends_with_eos=True,
-        locates_words=True,
-    )
-    return BertToBertFamily(tiny.bert_model(seed), DraftHead(32, 8).eval()), codec
 
 
 def bert_of_two_sizes(seed: int = 0) -> tuple[Family, Codec]:
@@ -77,7 +64,7 @@ FAMILIES: dict[str, Callable[[int], tuple[Family, Codec]]] = {
     "t5 with a tied and scaled head": lambda seed: tiny.t5(seed, scaled=True),
     "llama": tiny.llama,
     "bert": tiny.bert,
-    "bert with a draft head": bert_with_draft_head,
+    "bert with a draft head": tiny.bert_with_draft_head,
     "bert of two sizes": bert_of_two_sizes,
 }
 TOKENIZERS = {"t5": tiny.t5_tokenizer, "llama": tiny.llama_tokenizer, "bert": tiny.bert_tokenizer}

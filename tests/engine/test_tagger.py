@@ -3,30 +3,13 @@
 import pytest
 import torch
 
-from backend.engine.codec import Codec, Limits
-from backend.engine.draft_head import DraftHead
 from backend.engine.drafter import head_drafts
-from backend.engine.family import BertToBertFamily, Family
 from backend.engine.sequential import SequentialDecoder
 from backend.engine.tagger import Tagger, WordsQuestion
-from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Passage, Question, Span
 from tests.support import tiny
 
 LABELS = ("person", "city")
-
-
-def with_head(limit: int = 1000) -> tuple[Family, Codec]:
-    """A model like the bundled one, with a draft head. `limit` is its context in tokens."""
-    torch.manual_seed(5)
-    codec = Codec(
-        tiny.bert_tokenizer(),
-        PromptFormat("{labels} : {sentence}"),
-        Limits(limit, limit),
-        source_ends_with_eos=True,
-        locates_words=True,
-    )
-    return BertToBertFamily(tiny.bert_model(), DraftHead(32, 8).eval()), codec
 
 
 def answers(tagger: Tagger, *passages: Passage) -> dict[int, tuple[Span, ...]]:
@@ -72,14 +55,16 @@ def test_no_span_crosses_a_break() -> None:
 def test_sentences_come_back_in_order_and_whole_however_long() -> None:
     sentences = [("Paris",) * number for number in (90, 1, 7)]  # the first exceeds the context of 64 tokens
     told: list[int] = []
-    tagged = Tagger(*with_head(64)).tag_words([WordsQuestion(words, ("city",)) for words in sentences], told.append)
+    tagged = Tagger(*tiny.bert_with_draft_head(limit=64)).tag_words(
+        [WordsQuestion(words, ("city",)) for words in sentences], told.append
+    )
     assert [len(row.tags) for row in tagged] == [90, 1, 7]
     assert [len(row.draft or ()) for row in tagged] == [90, 1, 7]
     assert sum(told) == 3
 
 
 def test_sentences_get_the_decoders_tags_and_the_draft_heads() -> None:
-    family, codec = with_head()
+    family, codec = tiny.bert_with_draft_head()
     sentences = [tuple(line.split()) for line in tiny.LINES[:4]]
     tagged = Tagger(family, codec).tag_words([WordsQuestion(words, LABELS) for words in sentences])
     for words, row in zip(sentences, tagged, strict=True):

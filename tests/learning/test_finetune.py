@@ -26,7 +26,6 @@ from backend.learning.targets import encode, losses, soften
 from backend.ner.labels import PromptLabels
 from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Passage, Question, Span
-from tests.learning.test_targets import with_head
 from tests.support import tiny
 
 LABELS = ("person", "city")
@@ -34,7 +33,10 @@ KEY = "2.1700000000"
 SETTINGS = TrainingSettings(
     rank=4, alpha=8, rate=3e-2, epochs=3, min_steps=12, max_steps=12, batch_lessons=4, replay_weight=1.0
 )
-MAKERS: dict[str, Callable[[], tuple[Family, Codec]]] = {**tiny.FAMILIES, "bert with a draft head": with_head}
+MAKERS: dict[str, Callable[[], tuple[Family, Codec]]] = {
+    **tiny.FAMILIES,
+    "bert with a draft head": tiny.bert_with_draft_head,
+}
 # `make check` trains the bundled checkpoint's kind alone
 EVERY_FAMILY = [pytest.param(name, marks=[] if name.startswith("bert") else pytest.mark.slow) for name in MAKERS]
 

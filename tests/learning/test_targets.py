@@ -6,30 +6,15 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from backend.engine.codec import Codec, Limits
+from backend.engine.codec import Codec
 from backend.engine.decode import ExactDecoder
-from backend.engine.draft_head import DraftHead
-from backend.engine.family import BertToBertFamily, Family
+from backend.engine.family import Family
 from backend.learning.lessons import Lesson
 from backend.learning.targets import EncodedLesson, encode, losses, soften
-from backend.ner.prompt import PromptFormat
 from tests.support import tiny
 
 LABELS = ("person", "work of art", "city")
 SENTENCES = (("Marie", "Curie", "worked", "in", "Paris", "."), ("Paris", "worked"), ("University",))
-
-
-def with_head() -> tuple[Family, Codec]:
-    """The bundled checkpoint's kind: its encoder drafts."""
-    torch.manual_seed(5)
-    codec = Codec(
-        tiny.bert_tokenizer(),
-        PromptFormat("{labels} : {sentence}"),
-        Limits(1000, 1000),
-        source_ends_with_eos=True,
-        locates_words=True,
-    )
-    return BertToBertFamily(tiny.bert_model(), DraftHead(32, 8).eval()), codec
 
 
 def decoded_lessons(family: Family, codec: Codec) -> tuple[list[EncodedLesson], list[float]]:
@@ -67,7 +52,7 @@ def _mean_of(family: Family, lessons: Sequence[EncodedLesson]) -> float:
 
 
 def test_the_draft_head_learns_the_same_tags() -> None:
-    family, codec = with_head()
+    family, codec = tiny.bert_with_draft_head()
     lessons = [
         encode(codec, Lesson(LABELS, words, ("B-city",) + ("O",) * (len(words) - 1), weight))
         for words, weight in zip(SENTENCES, (1.0, 2.0, 0.5), strict=True)
@@ -87,7 +72,7 @@ def test_the_draft_head_learns_the_same_tags() -> None:
     assert found.item() == pytest.approx(total / words, rel=1e-4)
 
 
-@pytest.mark.parametrize("make", [*tiny.FAMILIES.values(), with_head])
+@pytest.mark.parametrize("make", [*tiny.FAMILIES.values(), tiny.bert_with_draft_head])
 def test_a_model_has_nothing_to_learn_of_its_own_probabilities(make: object) -> None:
     assert callable(make)
     family, codec = make()
@@ -108,7 +93,7 @@ def _gradient(family: Family, lessons: Sequence[EncodedLesson]) -> float:
 
 
 def test_softening_keeps_the_order_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    family, codec = with_head()
+    family, codec = tiny.bert_with_draft_head()
     lessons, _ = decoded_lessons(family, codec)
     together = soften(family, lessons)
     monkeypatch.setattr("backend.learning.targets._PASS_TOKENS", 1)

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from backend.engine.codec import Codec, Limits
+from backend.engine.draft_head import DraftHead
 from backend.engine.family import BertToBertFamily, CausalFamily, Family, T5Family
 from backend.ner.prompt import CAUSAL_WRAPPER, PUBLISHED_TEMPLATE, PromptFormat
 
@@ -185,6 +186,14 @@ def bert(seed: int = 0) -> tuple[Family, Codec]:
     prompt_format = PromptFormat("{labels} : {sentence}")
     codec = Codec(bert_tokenizer(), prompt_format, Limits(1000, 1000), source_ends_with_eos=True)
     return BertToBertFamily(bert_model(seed)), codec
+
+
+def bert_with_draft_head(seed: int = 0, *, limit: int = 1000) -> tuple[Family, Codec]:
+    """The bundled checkpoint's kind: its encoder drafts. `limit` is its context in tokens."""
+    prompt_format = PromptFormat("{labels} : {sentence}")
+    codec = Codec(bert_tokenizer(), prompt_format, Limits(limit, limit), source_ends_with_eos=True, locates_words=True)
+    # the head's random weights follow those of the model, which are drawn from `seed`
+    return BertToBertFamily(bert_model(seed), DraftHead(32, 8).eval()), codec
 
 
 FAMILIES = {"t5": t5, "llama": llama, "bert": bert}
