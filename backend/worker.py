@@ -19,7 +19,7 @@ from backend.learning.jobs import TrainingQueue
 from backend.learning.lease import Abandoned, TrainingRun
 from backend.learning.progress import Progress
 from backend.learning.training import FineTune, TrainingResult, train_version
-from backend.settings import Settings
+from backend.settings import Settings, without_password
 
 if TYPE_CHECKING:
     from backend.labelstudio.sync import Reconciled
@@ -37,7 +37,7 @@ def run(settings: Settings, horse_command: Sequence[str]) -> bool:
     """
     stand_back()
     client = connect(settings)
-    where = settings.redis_url.rsplit("@", 1)[-1] or settings.store_dir
+    where = without_password(settings.redis_url) or settings.store_dir
     log.info("the worker waits for trainings (store: %s, versions: %s)", where, settings.model_dir.resolve())
     return jobs.work(client, horse_command)
 

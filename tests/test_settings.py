@@ -6,7 +6,7 @@ import pytest
 
 from backend import settings as settings_module
 from backend.errors import InvalidSettings
-from backend.settings import Settings, flag, read, variable
+from backend.settings import Settings, flag, read, variable, without_password
 
 
 def test_without_anything_the_defaults_serve() -> None:
@@ -87,6 +87,31 @@ def test_secrets_are_not_shown() -> None:
     settings = read(basic_auth_user="ada", basic_auth_pass="s3cret", label_studio_api_key="k3y")
     assert "s3cret" not in repr(settings)
     assert "k3y" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://ada:s3cret@store:6379/0", "redis://***@store:6379/0"),
+        ("rediss://:s3c@ret/x@store", "rediss://***@store"),
+        ("s3cret@store", "***@store"),
+        ("redis://store", "redis://store"),
+        ("", ""),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_mistyped_url_does_not_show_its_password() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        read(redis_url="redis:/ada:s3cret@store")
+    assert "s3cret" not in str(caught.value)
+    assert "@store" in str(caught.value)
+
+
+def test_hosts_are_separated_by_commas() -> None:
+    assert read(allowed_hosts=" Gner.example.org, b ,").allowed_host_names == {"gner.example.org", "b"}
 
 
 def test_names_are_distinct_and_every_setting_is_explained() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 
 from backend import settings as settings_module
@@ -25,7 +26,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def read_settings(options: argparse.Namespace) -> Settings:
-    """The settings of the environment and of the flags, and logging set up by them. Raises InvalidSettings."""
+    """The settings of the environment and of the flags. Raises InvalidSettings.
+
+    Sets up logging, and that nobody else on this machine may read the files we write: they hold annotators' texts.
+    """
+    os.umask(0o077)
     settings = settings_module.read(**{name: getattr(options, name) for name in Settings.model_fields})
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return settings

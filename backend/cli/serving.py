@@ -11,7 +11,7 @@ from backend import processes
 from backend.cli.flags import OURSELVES, add_settings, read_settings
 from backend.cli.workspace import only_backend_of
 from backend.errors import InvalidSettings, StoreUnavailable
-from backend.settings import Settings
+from backend.settings import Settings, without_password
 
 if TYPE_CHECKING:
     from backend.engine.checkpoint import Checkpoint
@@ -73,7 +73,7 @@ def _store(settings: Settings) -> Iterator[tuple[str, str]]:
 
     if settings.redis_url:
         store.connect(settings.redis_url)  # raises InvalidSettings for a wrong URL
-        yield settings.redis_url, settings.redis_url.rsplit("@", 1)[-1]
+        yield settings.redis_url, without_password(settings.redis_url)
         return
     with store.embedded(settings.store_dir) as url:
         yield url, f"embedded Valkey in {settings.store_dir}"
@@ -97,6 +97,7 @@ def _banner(settings: Settings, checkpoint: "Checkpoint", device: str, store: st
         ("device", device, "--device"),
         ("store", store, "--redis-url"),
         ("training", _training_line(settings), "--train-after, --worker"),
+        ("access", _access_line(settings), ""),
         ("data", str(settings.model_dir.resolve()), "--model-dir"),
     ]
     lines = [f"  {key:<13} {value}" + (f"   [{switch}]" if switch else "") for key, value, switch in rows]
@@ -108,6 +109,17 @@ def _banner(settings: Settings, checkpoint: "Checkpoint", device: str, store: st
 def _training_line(settings: Settings) -> str:
     when = f"after {settings.train_after} changed annotations, or on request" if settings.train_after else "on request"
     return when + (", by a worker on this machine" if settings.worker == "on" else ", by workers started elsewhere")
+
+
+def _access_line(settings: Settings) -> str:
+    if settings.auth is not None:
+        return f"with the password of {settings.basic_auth_user}"
+    if settings.host in ("127.0.0.1", "::1", "localhost"):
+        return "from this machine, without a password"
+    return (
+        f"WARNING: whoever reaches port {settings.port} may use it: set BASIC_AUTH_USER and BASIC_AUTH_PASS, "
+        "or GNER_HOST=127.0.0.1"
+    )
 
 
 def _worker(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +71,8 @@ def only_backend_of(model_dir: Path) -> Iterator[None]:
     """Hold MODEL_DIR's lock: two backends over one folder would overwrite each other."""
     try:
         model_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(PermissionError):  # a mounted folder may belong to somebody else
+            model_dir.chmod(0o700)
         lock = (model_dir / "lock").open("w")
     except OSError as error:
         raise InvalidSettings(f"MODEL_DIR={str(model_dir)!r} cannot be used: {error}") from error

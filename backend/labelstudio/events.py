@@ -1,9 +1,10 @@
 """What Label Studio reports -> the example store and the training queue, one method per event."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from backend.errors import BackendError, InvalidRequest, StoreUnavailable
 from backend.labelstudio import annotations, wire
@@ -12,7 +13,7 @@ from backend.labelstudio.schema import LabelSchema
 from backend.learning.annotations import Project
 from backend.learning.example_store import MAX_UNLABELLED_TASKS, ExampleStore
 from backend.learning.examples import Remapping, require_examples
-from backend.learning.jobs import TrainingQueue
+from backend.learning.jobs import PARAMS, TrainingQueue
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +150,9 @@ class Events:
             known = examples.project(ref.key)
             if known is None or (known.config_digest, known.controls) != (project.config_digest, project.controls):
                 examples.save_project(project)
-            if asked.extra_params is not None and asked.extra_params != examples.params(ref.key):
-                examples.save_params(ref.key, asked.extra_params)
+            params = _known_params(asked.extra_params)
+            if params is not None and params != examples.params(ref.key):
+                examples.save_params(ref.key, params)
         except BackendError as error:  # predictions go on without it, and the next /setup brings it again
             log.warning("what /setup says of project %s is not stored: %s", ref.key, error)
         except Exception:  # thread boundary
@@ -175,3 +177,8 @@ class Events:
             self._examples.note_texts(event.project.key, texts)
         except StoreUnavailable as error:
             log.warning("the texts of new tasks of project %s are not stored: %s", event.project.key, error)
+
+
+def _known_params(params: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Only what we read is stored: people put credentials for other backends there."""
+    return None if params is None else {name: params[name] for name in PARAMS if name in params}

@@ -123,7 +123,7 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
 
     def _interactive_controls(self, context: Sequence[Mapping[str, Any]]) -> Sequence[Control]:
         """Those that the context uses, else those that are smart, else all."""
-        in_use = {region.get("from_name") for region in context}
+        in_use = [region.get("from_name") for region in context]  # anything may stand there
         return (
             [control for control in self.schema.controls if control.name in in_use]
             or [control for control in self.schema.controls if control.smart]

@@ -37,6 +37,8 @@ QUEUE = "gner-training"
 # What the workers call. It is a dotted name, so that the web process need not import it.
 TRAIN = "backend.worker.train"
 
+_TRAIN_AFTER = "train_after"
+PARAMS = (_TRAIN_AFTER,)  # what a project may set in its extra params
 _TIMEOUT_S = 24 * 3600
 _KEPT_S = 30 * 86_400  # results and errors
 _RETRIES = 2  # of a job whose process or worker was killed
@@ -172,7 +174,7 @@ class TrainingQueue:
                 return job
 
     def _after(self, project: str, params: dict[str, Any]) -> int:
-        given = params.get("train_after")
+        given = params.get(_TRAIN_AFTER)
         if given is None:
             return self._default_after
         try:

@@ -89,7 +89,7 @@ def test_versions_promote_and_rollback(
     ("arguments", "named"),
     [
         (["promote", "--project", "1", "nonsense"], "'nonsense'"),
-        (["promote", "--project", "99", "x"], f"'99' is not known here; there are: {KEY} (title of 1), {OTHER}"),
+        (["promote", "--project", "99", "x"], f"'99' is not known here; there are: {KEY} ('title of 1'), {OTHER}"),
         (["rollback", "--project", "3"], OTHER),
         (["versions", "--project", "x"], "'x'"),
         (["forget", "--task", "77"], "task 77"),

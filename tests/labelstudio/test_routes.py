@@ -537,6 +537,12 @@ def test_extra_params_say_how_many_are_enough_and_null_does_not_erase_them(
     assert ["job" in answer for answer in save(client, [1, 2, 3])] == [False, False, True]
 
 
+def test_of_the_extra_params_only_what_is_used_is_stored(client: FlaskClient, services: Services) -> None:
+    given = {"train_after": 3, "openai_key": "s3cret"}
+    post(client, "/setup", {"project": KEY, "schema": CONFIG, "extra_params": given})
+    assert services.examples.params(KEY) == {"train_after": 3}
+
+
 def test_setup_makes_a_project_known(client: FlaskClient, services: Services) -> None:
     post(client, "/setup", {"project": KEY, "schema": CONFIG})
     known = services.examples.project(KEY)
@@ -672,7 +678,7 @@ def test_a_damaged_version_is_refused_and_the_one_before_goes_on(
         ("/promote", {"project": "8", "version": "nonsense"}, 404, "'8'"),
         ("/promote", {"project": "1"}, 400, "version"),
         ("/promote", {"project": "1", "version": 3}, 400, "version is 3"),
-        ("/promote", {"version": "x"}, 400, "project is None"),
+        ("/promote", {"version": "x"}, 400, "project is missing or null"),
         ("/promote", {"project": "../..", "version": "x"}, 404, "'../..'"),
         ("/rollback", {"project": True}, 400, "project is True"),
         ("/rollback", {"project": "1"}, 409, KEY),
@@ -694,7 +700,7 @@ def test_versions_of_an_unknown_project_name_what_there_is(client: FlaskClient) 
     save(client, [1])
     response = client.get("/versions", query_string={"project": "77"})
     assert response.status_code == 404
-    assert_error(response.get_json(), "'77'", KEY, "(p)")
+    assert_error(response.get_json(), "'77'", KEY, "('p')")
 
 
 # --- forgetting
@@ -750,9 +756,10 @@ def test_with_basic_auth_everything_but_health_asks_for_it(services: Services) -
         for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}:
             if rule.endpoint in ("static", "backend.status.health"):
                 continue
-            for wrong in (None, "", "ada", "ada:", "ada:wrong", ":pä:ss", "bob:pä:ss"):
-                assert status(rule.rule, method, wrong) == 401, (rule.rule, wrong)
+            assert status(rule.rule, method, None) == 401, rule.rule
             assert status(rule.rule, method, "ada:pä:ss") != 401, rule.rule
+    for wrong in ("", "ada", "ada:", "ada:wrong", ":pä:ss", "bob:pä:ss"):
+        assert status("/versions", "GET", wrong) == 401, wrong
     response = client.get("/versions")
     assert response.headers["WWW-Authenticate"].startswith("Basic")
     assert_error(response.get_json(), "basic auth")

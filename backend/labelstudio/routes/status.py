@@ -27,7 +27,7 @@ def status_routes(
 
     @routes.get("/metrics")
     def prometheus() -> ResponseReturnValue:
-        return Response(metrics.render(), mimetype="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     return routes
 

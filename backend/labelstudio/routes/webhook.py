@@ -15,7 +15,8 @@ def webhook_routes(events: Events) -> Blueprint:
     routes = Blueprint("webhooks", __name__)
 
     @routes.post("/webhook")
-    def webhook() -> ResponseReturnValue:
+    @routes.post("/webhook/<secret>")
+    def webhook(secret: str | None = None) -> ResponseReturnValue:  # noqa: ARG001  # has been checked: see login.py
         return _answer(wire.parse_webhook(json_body()), events)
 
     return routes

@@ -1,24 +1,19 @@
 """The bodies of /promote, /rollback and /forget, which people write by hand."""
 
 from backend.errors import InvalidRequest
-from backend.labelstudio.wire.values import as_object
+from backend.labelstudio.wire.values import as_integer, as_name, as_object
 from backend.management import Wanted
 
 
 def parse_project(body: object) -> str:
     """The `project` of a body: an id or a key. Raises InvalidRequest."""
     value = as_object(body, "the body").get("project")
-    if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
-        return str(value)
-    raise InvalidRequest(f"project is {value!r:.80}; expected an id or a key")
+    return as_name(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, "project")
 
 
 def parse_version(body: object) -> str:
     """The `version` of a body. Raises InvalidRequest."""
-    value = as_object(body, "the body").get("version")
-    if isinstance(value, str) and value:
-        return value
-    raise InvalidRequest(f"version is {value!r:.80}; expected a version's name")
+    return as_name(as_object(body, "the body").get("version"), "version")
 
 
 def parse_wanted(body: object) -> Wanted:
@@ -28,8 +23,5 @@ def parse_wanted(body: object) -> Wanted:
     if len(given) != 1:
         raise InvalidRequest(f"{' and '.join(given) or 'nothing'} is to be forgotten; give task or annotation, an id")
     [(name, value)] = given.items()
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {value!r:.80}; expected an id")
-    return Wanted(value, None) if name == "task" else Wanted(None, value)
+    wanted = as_integer(value, name)
+    return Wanted(wanted, None) if name == "task" else Wanted(None, wanted)

@@ -29,7 +29,15 @@ from backend.labelstudio.wire.payloads import (
     TrainRequest,
     WebhookEvent,
 )
-from backend.labelstudio.wire.values import as_integer, as_list, as_object, as_optional_string, as_string, shown
+from backend.labelstudio.wire.values import (
+    as_integer,
+    as_list,
+    as_name,
+    as_object,
+    as_optional_string,
+    as_string,
+    shown,
+)
 
 _PROJECT_KEY = re.compile(r"([0-9]{1,20})(\.[0-9]{1,20})?")
 _TIME = re.compile(
@@ -72,7 +80,7 @@ def parse_train(body: object) -> TrainRequest:
 
 def parse_job_status(body: object) -> str:
     """The job that the body of POST /job_status names."""
-    return as_string(as_object(body, "the body").get("job"), "job")
+    return as_name(as_object(body, "the body").get("job"), "job")
 
 
 def parse_validate(body: object) -> str:

@@ -5,7 +5,9 @@ from typing import Any
 from backend.errors import InvalidRequest
 
 _SHOWN_CHARS = 80
+_MAX_NAME_CHARS = 200
 _MAX_ID_DIGITS = 20  # a 64-bit key has 19
+_MAX_ID = 10**_MAX_ID_DIGITS
 
 
 def as_object(value: object, name: str) -> dict[str, Any]:
@@ -29,6 +31,14 @@ def as_string(value: object, name: str) -> str:
     return value
 
 
+def as_name(value: object, name: str) -> str:
+    """A string that names something, not a long one."""
+    text = as_string(value, name)
+    if len(text) > _MAX_NAME_CHARS:
+        raise InvalidRequest(f"{name} is {shown(text)}; expected at most {_MAX_NAME_CHARS} characters")
+    return text
+
+
 def as_optional_string(value: object, name: str) -> str:
     """A string; null is an empty one."""
     if value is None:
@@ -40,7 +50,7 @@ def as_optional_string(value: object, name: str) -> str:
 
 def as_integer(value: object, name: str) -> int:
     """A whole number, or a string of digits."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_ID:
         return value
     if isinstance(value, str) and _is_id(value):
         return int(value)
