@@ -107,7 +107,7 @@ class _EmbeddedStore:
         self._stopping.set()
         self._watcher.join()
         if self._server is None:
-            _shut_down(self._client)
+            shut_down(self._client)
         else:
             self._server.stop()
 
@@ -147,7 +147,8 @@ def answers(client: redis.Redis) -> bool:
         return False
 
 
-def _shut_down(client: redis.Redis) -> None:
+def shut_down(client: redis.Redis) -> None:
+    """Tell a server to end. What it has answered is on the disk."""
     try:
         client.shutdown()
     except redis.RedisError as error:

@@ -8,7 +8,9 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
+from backend import store
 from backend.app import Services, build, create_app
+from backend.processes import when_orphaned
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._services: Services | None = None
+        self._is_orphaned = False
         super().__init__()
 
     def load_config(self) -> None:
@@ -33,6 +36,8 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "loglevel": "warning",
             "proc_name": "gner-backend",
             "worker_exit": lambda _server, _worker: self._stop(),
+            "when_ready": lambda _server: when_orphaned(self._end_at_once),
+            "on_exit": lambda _server: self._stop_orphaned_store(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -46,6 +51,17 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     def _stop(self) -> None:
         if self._services is not None:
             self._services.stop()
+
+    def _end_at_once(self) -> None:
+        """Without `serve`, nobody could stop us any more, and our port would stay taken."""
+        self._is_orphaned = True
+        os.kill(os.getpid(), signal.SIGQUIT)  # gunicorn's quick end
+
+    def _stop_orphaned_store(self) -> None:
+        """The embedded store is another child of `serve`, and cannot hear of its end by itself."""
+        url = self._settings.redis_url
+        if self._is_orphaned and url == store.embedded_url(self._settings.store_dir):
+            store.shut_down(store.connect(url))
 
 
 def _end_arbiter(error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from backend.learning.jobs import TrainingQueue
 from backend.learning.lease import Abandoned, TrainingRun
 from backend.learning.progress import Progress
 from backend.learning.training import FineTune, TrainingResult, train_version
+from backend.processes import Children, when_orphaned
 from backend.settings import Settings, without_password
 
 if TYPE_CHECKING:
@@ -36,15 +38,17 @@ def run(settings: Settings, horse_command: Sequence[str]) -> bool:
     Raises StoreUnavailable.
     """
     stand_back()
+    when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
     client = connect(settings)
     where = without_password(settings.redis_url) or settings.store_dir
     log.info("the worker waits for trainings (store: %s, versions: %s)", where, settings.model_dir.resolve())
-    return jobs.work(client, horse_command)
+    return jobs.work(client, Children(os.environ), horse_command)
 
 
 def work_horse(settings: Settings, worker: str, job: str, execution: str) -> None:
     """Do one job in this process. Does not return."""
     stand_back()
+    when_orphaned(lambda: os.kill(os.getpid(), signal.SIGKILL))  # its job is in the queue again by then
     jobs.work_horse(connect(settings), worker, job, execution)
 
 

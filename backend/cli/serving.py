@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from backend import processes
 from backend.cli.flags import OURSELVES, add_settings, read_settings
 from backend.cli.workspace import only_backend_of
 from backend.errors import InvalidSettings, StoreUnavailable
+from backend.processes import Children
 from backend.settings import Settings, without_password
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ def _serve(options: argparse.Namespace) -> int:
     checkpoint = checkpoints.resolve(settings.model)
     device = checkpoints.pick_device(settings.device)
     with ExitStack() as stack:
-        stack.enter_context(only_backend_of(settings.model_dir))
+        lock = stack.enter_context(only_backend_of(settings.model_dir))
         _check_address(settings.host, settings.port)
         url, where = stack.enter_context(_store(settings))
         # Only the children read this: the user's REDIS_URL, empty or not, has been resolved here.
-        child_environment = {**os.environ, **settings.environment(), "REDIS_URL": url}
+        children = Children({**os.environ, **settings.environment(), "REDIS_URL": url}, [lock])
         print(_banner(settings, checkpoint, str(device), where), flush=True)
         if settings.worker == "on":
-            stack.enter_context(processes.kept_running("worker", [*OURSELVES, "worker"], child_environment))
-        return processes.supervise([*OURSELVES, "web"], child_environment)
+            stack.enter_context(children.kept_running("worker", [*OURSELVES, "worker"]))
+        return children.supervise([*OURSELVES, "web"])
 
 
 @contextmanager

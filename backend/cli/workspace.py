@@ -67,8 +67,11 @@ def _reachable_store(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def only_backend_of(model_dir: Path) -> Iterator[None]:
-    """Hold MODEL_DIR's lock: two backends over one folder would overwrite each other."""
+def only_backend_of(model_dir: Path) -> Iterator[int]:
+    """Hold MODEL_DIR's lock: two backends over one folder would overwrite each other.
+
+    Yields its file descriptor. A child that inherits it holds the lock as well, until it ends.
+    """
     try:
         model_dir.mkdir(parents=True, exist_ok=True)
         with suppress(PermissionError):  # a mounted folder may belong to somebody else
@@ -83,4 +86,4 @@ def only_backend_of(model_dir: Path) -> Iterator[None]:
             raise InvalidSettings(
                 f"MODEL_DIR={str(model_dir)!r} is in use by another backend; give this one its own with --model-dir"
             ) from None
-        yield
+        yield lock.fileno()

@@ -10,7 +10,6 @@ job's status. A job that raised an error is not started again, since it would ra
 """
 
 import logging
-import subprocess
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from backend.errors import Gone
 from backend.learning.example_store import ExampleStore
 from backend.learning.lease import TrainingRun, slot_key
 from backend.learning.progress import Progress
+from backend.processes import Children
 
 log = logging.getLogger(__name__)
 
@@ -236,13 +236,14 @@ class TrainingWorker(Worker):
     RQ's SpawnWorker also starts processes, but with the store's password in their command lines.
     """
 
+    children: Children
     horse_command: Sequence[str] = ()  # worker, job and execution are appended
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
         assert self.execution is not None
         # in a session of its own, since RQ kills the process's whole group
         command = [*self.horse_command, self.name, job.id, self.execution.id]
-        self._horse = subprocess.Popen(command, start_new_session=True)
+        self._horse = self.children.start(command)
         self._horse_pid = self._horse.pid
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
@@ -272,8 +273,11 @@ def _give_back_attempt(job: Job) -> None:
     job.retries_left = (job.retries_left or 0) + 1
 
 
-def work(client: redis.Redis, horse_command: Sequence[str]) -> bool:
-    """Do jobs until a signal stops the worker. False if something else ended it. Raises StoreUnavailable."""
+def work(client: redis.Redis, children: Children, horse_command: Sequence[str]) -> bool:
+    """Do jobs, each in one of `children`, until a signal stops the worker. False if something else ended it.
+
+    Raises StoreUnavailable.
+    """
     with store.answering():
         worker = TrainingWorker(
             [_Queue(QUEUE, connection=client, serializer=JSONSerializer)],
@@ -283,7 +287,7 @@ def work(client: redis.Redis, horse_command: Sequence[str]) -> bool:
             maintenance_interval=_LOOK_S - 1,
             job_monitoring_interval=_REPORT_S,
         )
-        worker.horse_command = tuple(horse_command)
+        worker.children, worker.horse_command = children, tuple(horse_command)
         # RQ logs every search for dead jobs
         worker.log.setLevel(logging.WARNING)
         worker.work()

@@ -1,6 +1,7 @@
 """serve and worker as a person uses them."""
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,32 @@ def test_serve_starts_holds_its_folder_and_ends_with_ctrl_c_leaving_nothing(
     assert server.interrupt() == 0, server.log_tail()
     wait_until("the last process to end", lambda: not server.descendants(), timeout_s=10)
     assert "Traceback" not in server.log_tail()
+
+
+@pytest.mark.slow  # starts the backend twice, which loads torch
+def test_a_serve_that_is_killed_takes_all_others_along(serving: tuple[Server, list[str], str]) -> None:
+    server, command, url = serving
+    server.wait_until("the model is ready", lambda: state(url) == "ready", START_S)
+    server.wait_until("the worker", lambda: workers_of(server), START_S)
+    server.kill_alone()
+    port = int(url.rpartition(":")[2])
+    wait_until("the port to be free", lambda: not _is_taken(port), timeout_s=5)
+    wait_until("the last process to end", lambda: not server.descendants(), timeout_s=15)
+    again = Server(command, {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, server.log.with_name("again.log"))
+    try:
+        again.wait_until("the model is ready", lambda: state(url) == "ready", START_S)
+    finally:
+        again.kill()
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
 
 
 def test_a_worker_needs_a_backend_or_a_store(

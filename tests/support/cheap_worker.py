@@ -18,6 +18,7 @@ from backend.learning import jobs, lease
 from backend.learning.example_store import ExampleStore
 from backend.learning.lease import TrainingRun
 from backend.learning.progress import Progress
+from backend.processes import Children
 
 FUNCTION = "tests.support.cheap_worker.train"
 
@@ -76,7 +77,7 @@ def main(url: str, *horse: str) -> None:
     client = store.connect(url)
     if horse:
         jobs.work_horse(client, *horse)
-    elif not jobs.work(client, [sys.executable, "-m", "tests.support.cheap_worker", url]):
+    elif not jobs.work(client, Children(os.environ), [sys.executable, "-m", "tests.support.cheap_worker", url]):
         sys.exit(1)
 
 

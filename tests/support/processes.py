@@ -81,6 +81,12 @@ class Server:
         os.killpg(self._process.pid, signal.SIGINT)
         return self._process.wait(timeout_s)
 
+    def kill_alone(self) -> None:
+        """Kill the process as kill -9 does, and leave its descendants."""
+        self.descendants()  # remembers them
+        self._process.kill()
+        self._process.wait()
+
     def descendants(self) -> list[psutil.Process]:
         """Every running process that this one started, directly or not, and itself.
 
