@@ -31,11 +31,12 @@ from backend.learning.jobs import TrainingQueue
 from backend.learning.registry import Registry
 from backend.management import Management
 from backend.metrics import Metrics
-from backend.serving.batcher import Batcher, BatchLimits
+from backend.serving.batcher import Batcher
 from backend.serving.cache import CacheLimits, PredictionCache
 from backend.serving.engine import AdapterEngine
 from backend.serving.predictor import Predictor
 from backend.serving.versions import ServedVersions
+from backend.serving.windows import BatchLimits
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     checkpoint = checkpoints.resolve(settings.model)
     device = checkpoints.pick_device(settings.device)
     profile = profile_of(device)
-    limits = BatchLimits(settings.batch_tokens or profile.batch_tokens, profile.batch_rows)
+    limits = BatchLimits(settings.batch_tokens or profile.batch_tokens, profile.batch_rows, profile.personal_rows)
     registry = Registry(settings.model_dir, checkpoint.version)
 
     def load_engine() -> AdapterEngine:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
-from backend.engine.decoding_state import DecodingState
+from backend.engine.decoding_state import DecodingState, GiveWay, go_on
 from backend.engine.drafter import Draft, Drafter, drafts_of
 from backend.engine.family import Family
 from backend.ner.bio import OUTSIDE_INDEX, TagSet, begin_index, contains, first_of, made_legal, may_follow
@@ -44,8 +44,11 @@ class Decoder(Protocol):
 
     work: Work
 
-    def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
-        """Tag every word of each prompt; output order is input order."""
+    def decode(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> list[Decoded]:
+        """Tag every word of each prompt; output order is input order.
+
+        `give_way` is called as often as possible. It may use this decoder for other prompts before it returns.
+        """
         ...
 
 
@@ -238,15 +241,15 @@ class ExactDecoder:
         self._draft_threshold = draft_threshold
 
     @torch.inference_mode()
-    def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
-        """Tag every word of each prompt; output order is input order.
+    def decode(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> list[Decoded]:
+        """Tag every word of each prompt; output order is input order. Gives way between two passes.
 
         Logits are (num_decisions, num_decision_tokens), masked to the legal ones before argmax and softmax.
         """
         rows = [_Row.of(prompt) for prompt in prompts]
         active = [row for row in rows if not row.done]
         if active:
-            self._run(active)
+            self._run(active, give_way)
         self.work.windows += len(rows)
         self.work.output_tokens += sum(row.answer_tokens for row in rows)
         return [
@@ -254,8 +257,8 @@ class ExactDecoder:
             for row in rows
         ]
 
-    def _run(self, rows: list[_Row]) -> None:
-        state = self._family.begin([row.prompt for row in rows])
+    def _run(self, rows: list[_Row], give_way: GiveWay) -> None:
+        state = self._family.begin([row.prompt for row in rows], give_way)
         self._draft(rows, state)
         legal = _LegalTokens({code.grammar for row in rows for code in row.prompt.codes}, self._device)
         while rows:
@@ -275,6 +278,7 @@ class ExactDecoder:
             staying = [index for index, row in enumerate(rows) if not row.done]
             if staying:
                 state.keep(accepted, staying)
+                give_way()
             rows = [rows[index] for index in staying]
 
     def _width(self, rows: Sequence[_Row]) -> int:

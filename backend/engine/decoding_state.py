@@ -4,13 +4,20 @@ The target's key-value cache is right-aligned: of `num_columns` columns, row r o
 T5's relative positions exact, for they depend on distances only. The other families get absolute positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
+
+# Called between two steps of a decoder, which may be used for other prompts meanwhile.
+GiveWay = Callable[[], None]
+
+
+def go_on() -> None:
+    """Give way to nobody."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,14 @@ class DeviceProfile:
     draft_threshold: float
     batch_tokens: int
     batch_rows: int
+    personal_rows: int  # of a batch that a person waits for
 
 
 _BY_DEVICE = {
-    "cpu": DeviceProfile(window_tokens=64, draft_threshold=0.6, batch_tokens=6_000, batch_rows=32),
-    "cuda": DeviceProfile(window_tokens=1_024, draft_threshold=0.0, batch_tokens=100_000, batch_rows=256),
+    "cpu": DeviceProfile(window_tokens=64, draft_threshold=0.6, batch_tokens=6_000, batch_rows=32, personal_rows=4),
+    "cuda": DeviceProfile(
+        window_tokens=1_024, draft_threshold=0.0, batch_tokens=100_000, batch_rows=256, personal_rows=256
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from transformers.activations import NewGELUActivation
 
 from backend.engine.batches import batches_by_length
 from backend.engine.codec import EncodedPrompt
-from backend.engine.decoding_state import DecodingState, Feed
+from backend.engine.decoding_state import DecodingState, Feed, GiveWay, go_on
 from backend.engine.draft_head import DraftHead, stack
 from backend.engine.t5 import T5Layers
 
@@ -30,8 +30,11 @@ class Family(Protocol):
 
     model: Any
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
-        """Run the encoder; a causal model runs the prompts without their last token."""
+    def begin(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> DecodingState:
+        """Run the encoder; a causal model runs the prompts without their last token.
+
+        Gives way between two parts, where it works in parts.
+        """
         ...
 
     def draft(self, prompts: Sequence[EncodedPrompt], state: DecodingState) -> Tensor | None:
@@ -64,7 +67,7 @@ def pad(
 
 
 def _encode(
-    encoder: Encoder, prompts: Sequence[EncodedPrompt], start_token: int, device: torch.device
+    encoder: Encoder, prompts: Sequence[EncodedPrompt], start_token: int, device: torch.device, give_way: GiveWay
 ) -> DecodingState:
     """Run the encoder; the target is still empty."""
     ids, mask = pad([prompt.source_ids for prompt in prompts], device)
@@ -76,7 +79,7 @@ def _encode(
         target=target,
         start_tokens=[start_token] * len(prompts),
         filled=[0] * len(prompts),
-        source_hidden=_encoded(encoder, ids, mask, kinds, lengths),
+        source_hidden=_encoded(encoder, ids, mask, kinds, lengths, give_way),
         source_mask=mask if min(lengths) < max(lengths) else None,
     )
 
@@ -87,7 +90,9 @@ def source_kinds(prompts: Sequence[EncodedPrompt], device: torch.device) -> Tens
     return pad(rows, device)[0] if len(rows) == len(prompts) else None
 
 
-def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, kinds: Tensor | None, lengths: Sequence[int]) -> Tensor:
+def _encoded(
+    encoder: Encoder, ids: Tensor, mask: Tensor, kinds: Tensor | None, lengths: Sequence[int], give_way: GiveWay
+) -> Tensor:
     """The encoder's output (batch, source, hidden).
 
     On a CPU, a few rows of like length run at a time: less is padded, and a layer's data stays in the CPU's cache.
@@ -96,10 +101,10 @@ def _encoded(encoder: Encoder, ids: Tensor, mask: Tensor, kinds: Tensor | None, 
         return encoder(ids, mask, kinds)
     groups = batches_by_length(lengths, max_tokens=_CPU_ENCODER_TOKENS)
     widths = [max(lengths[row] for row in rows) for rows in groups]
-    parts = [
-        encoder(ids[rows, :width], mask[rows, :width], None if kinds is None else kinds[rows, :width])
-        for rows, width in zip(groups, widths, strict=True)
-    ]
+    parts: list[Tensor] = []
+    for rows, width in zip(groups, widths, strict=True):
+        parts.append(encoder(ids[rows, :width], mask[rows, :width], None if kinds is None else kinds[rows, :width]))
+        give_way()
     states = parts[0].new_zeros(*ids.shape, parts[0].shape[-1])
     for rows, width, part in zip(groups, widths, parts, strict=True):
         states[rows, :width] = part
@@ -132,10 +137,10 @@ class T5Family:
         self._encoder, self._decoder = T5Layers(model.encoder), T5Layers(model.decoder)
         self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
+    def begin(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> DecodingState:
         """Run the encoder, with our own layers."""
         start_token = self.model.config.decoder_start_token_id
-        return _encode(self._run_encoder, prompts, start_token, self.model.device)
+        return _encode(self._run_encoder, prompts, start_token, self.model.device, give_way)
 
     def _run_encoder(self, ids: Tensor, mask: Tensor, kinds: Tensor | None) -> Tensor:  # noqa: ARG002
         return self._encoder.encode(ids, mask)
@@ -165,10 +170,10 @@ class BertToBertFamily:
         self._draft_head = draft_head
         self._head = model.decoder.cls.predictions
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
+    def begin(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> DecodingState:
         """Run the encoder."""
         start_token = self.model.generation_config.decoder_start_token_id
-        return _encode(self._run_encoder, prompts, start_token, self.model.device)
+        return _encode(self._run_encoder, prompts, start_token, self.model.device, give_way)
 
     def _run_encoder(self, ids: Tensor, mask: Tensor, kinds: Tensor | None) -> Tensor:
         output = self.model.encoder(input_ids=ids, attention_mask=mask, token_type_ids=kinds)
@@ -209,7 +214,7 @@ class CausalFamily:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def begin(self, prompts: Sequence[EncodedPrompt]) -> DecodingState:
+    def begin(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> DecodingState:  # noqa: ARG002
         """Run the prompts without their last token."""
         heads = [prompt.source_ids[:-1] for prompt in prompts]
         cache = DynamicCache()

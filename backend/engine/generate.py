@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
+from backend.engine.decoding_state import GiveWay, go_on
 from backend.engine.family import pad, source_kinds
 from backend.ner.bio import tag_names
 from backend.ner.structure import Respell, structure
@@ -38,7 +39,7 @@ class GenerateDecoder:
         self._max_new_tokens = max_new_tokens
 
     @torch.inference_mode()
-    def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
+    def decode(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> list[Decoded]:  # noqa: ARG002
         """Tag every word of each prompt; output order is input order.
 
         There are no probabilities per word: each word gets the answer's, the exponent of the mean log-probability of

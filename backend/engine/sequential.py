@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend.engine.codec import Decoded, EncodedPrompt
 from backend.engine.decode import Work
-from backend.engine.decoding_state import DecodingState
+from backend.engine.decoding_state import DecodingState, GiveWay, go_on
 from backend.engine.family import Family
 from backend.ner.bio import OUTSIDE_INDEX
 
@@ -23,11 +23,11 @@ class SequentialDecoder:
         self._family = family
 
     @torch.inference_mode()
-    def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
-        """Tag every word of each prompt; output order is input order."""
-        return [self._decode_one(prompt) for prompt in prompts]
+    def decode(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> list[Decoded]:
+        """Tag every word of each prompt; output order is input order. Gives way after each word."""
+        return [self._decode_one(prompt, give_way) for prompt in prompts]
 
-    def _decode_one(self, prompt: EncodedPrompt) -> Decoded:
+    def _decode_one(self, prompt: EncodedPrompt, give_way: GiveWay) -> Decoded:
         self.work.windows += 1
         if not prompt.words:
             return Decoded((), ())
@@ -53,6 +53,7 @@ class SequentialDecoder:
             tags.append(node.tag)
             probabilities.append(probability)
             self.work.output_tokens += len(code.forced) + len(code.grammar.paths[node.tag])
+            give_way()
         return Decoded(
             tuple(code.grammar.tags[tag] for code, tag in zip(prompt.codes, tags[1:], strict=True)),
             tuple(probabilities),

@@ -15,10 +15,10 @@ from backend.errors import InvalidLabelConfig, ModelNotReady
 from backend.labelstudio import regions, schema, wire
 from backend.labelstudio.schema import Control
 from backend.ner.spans import Passage, Question, Span
-from backend.serving.batcher import Priority
 from backend.serving.cache import TextPrediction
 from backend.serving.predictor import Predictor
 from backend.serving.versions import UNUSABLE, ServedVersions
+from backend.serving.windows import Priority
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ thread touches it.
 """
 
 import enum
-import heapq
-import itertools
 import logging
 import threading
 import time
@@ -16,28 +14,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from backend.engine.codec import Codec, Decoded, EncodedPrompt
-from backend.engine.decode import Decoder
+from backend.engine.decode import Work
 from backend.errors import BackendError, ModelNotReady
 from backend.metrics import Metrics
 from backend.serving.engine import Engine
+from backend.serving.windows import BatchLimits, Priority, Share, Waiting, WindowQueue
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A batch is picked from this many waiting windows: enough to find windows of like length, few enough to sort often.
-_LOOKAHEAD_WINDOWS = 512
 # A typical tag's tokens, to estimate the length of an answer.
 _TAG_TOKENS = 4
-
-
-class Priority(enum.IntEnum):
-    """Who waits for an answer; lower values are served first."""
-
-    INTERACTIVE = 0  # an annotator drawing a region
-    OPEN_TASK = 1  # an annotator opening a task
-    BULK = 2  # "retrieve predictions" over many tasks
-    BACKGROUND = 3  # nobody waits yet
+# A bulk batch gives way to an opened task, which gives way to a region that is drawn, and so on.
+_MAX_NESTING = 3
 
 
 class State(str, enum.Enum):
@@ -46,25 +36,6 @@ class State(str, enum.Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """The most that one batch may contain. `tokens` is the longest row times the number of rows."""
-
-    tokens: int
-    rows: int
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A window in the queue."""
-
-    order: tuple[int, int]  # priority, then arrival
-    tokens: int
-    prompt: EncodedPrompt
-    version: str
-    future: "Future[Decoded]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +58,13 @@ class Batcher:
     ) -> None:
         """`load` is called once in the model's thread. If it raises, `on_failure` is called there as well."""
         self._load = load
-        self._limits = limits
         self._metrics = metrics
         self._on_failure = on_failure
         self._changed = threading.Condition()
-        self._waiting: list[_Waiting] = []
+        self._queue = WindowQueue(limits)
         self._actions: list[_Action] = []
-        self._arrivals = itertools.count()
+        self._nesting = 0  # of decodes that have given way to others
+        self._counted = (0, 0, 0)  # of the decoder's work, what the metrics have already
         self._engine: Engine | None = None
         self._failure: BaseException | None = None
         self._stopping = False
@@ -112,7 +83,7 @@ class Batcher:
             self._thread.join()
         for action in self._actions:
             action.future.cancel()
-        for waiting in self._waiting:
+        for waiting in self._queue.drain():
             waiting.future.cancel()
 
     @property
@@ -137,16 +108,21 @@ class Batcher:
             raise ModelNotReady(f"the model could not be loaded: {self._failure}")
         raise ModelNotReady(f"the model is still loading after {timeout_s:.0f} s; try again")
 
-    def submit(self, prompt: EncodedPrompt, priority: Priority, version: str) -> "Future[Decoded]":
-        """Queue one window for a version. The future is cancelled at once if the batcher is stopping."""
+    def submit(
+        self, prompt: EncodedPrompt, priority: Priority, version: str, share: Share | None = None
+    ) -> "Future[Decoded]":
+        """Queue one window for a version. The future is cancelled at once if the batcher is stopping.
+
+        `share` is that of the request which asks; by default, the window is a request of its own.
+        """
         tokens = len(prompt.source_ids) + sum(len(code.forced) + _TAG_TOKENS for code in prompt.codes)
-        future: Future[Decoded] = Future()
         with self._changed:
             if self._stopping:
+                future: Future[Decoded] = Future()
                 future.cancel()
                 return future
-            self._waiting.append(_Waiting((priority, next(self._arrivals)), tokens, prompt, version, future))
-            self._metrics.queued_windows.set(len(self._waiting))
+            future = self._queue.add(prompt, version, tokens, priority, share or Share())
+            self._metrics.queued_windows.set(len(self._queue))
             self._changed.notify_all()
         return future
 
@@ -166,13 +142,12 @@ class Batcher:
                 self._changed.notify_all()
         return future
 
-    def promote(self, futures: "Collection[Future[Decoded]]", priority: Priority) -> None:
-        """Raise the priority of those windows that are still queued: someone more urgent waits for them as well."""
-        wanted = set(map(id, futures))
+    def set_priority(
+        self, futures: "Collection[Future[Decoded]]", priority: Priority, share: Share | None = None
+    ) -> None:
+        """Change the priority of those windows that still wait. With `share`, they now count as that request's."""
         with self._changed:
-            for waiting in self._waiting:
-                if id(waiting.future) in wanted and priority < waiting.order[0]:
-                    waiting.order = (priority, waiting.order[1])
+            self._queue.set_priority(futures, priority, share)
 
     def _run(self) -> None:
         try:
@@ -180,6 +155,7 @@ class Batcher:
         except Exception as error:  # thread boundary: the reason must reach /health and the log
             self._give_up(error)
             return
+        self._counted = _counts(engine.decoder.work)  # loading has tried it out
         with self._changed:
             self._engine = engine
             self._changed.notify_all()
@@ -202,28 +178,42 @@ class Batcher:
                 action.future.set_exception(ModelNotReady(f"the model could not be loaded: {error}"))
         self._on_failure(error)
 
-    def _next_work(self) -> list[_Waiting] | _Action | None:
+    def _next_work(self) -> list[Waiting] | _Action | None:
         """Wait for a batch or an action; actions go first. None when stopping."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._actions or self._stopping)
+            self._changed.wait_for(lambda: len(self._queue) or self._actions or self._stopping)
             if self._stopping:
                 return None
             if self._actions:
                 return self._actions.pop(0)
-            batch = pick_batch(self._waiting, self._limits)
-            taken = set(map(id, batch))
-            self._waiting = [waiting for waiting in self._waiting if id(waiting) not in taken]
-            self._metrics.queued_windows.set(len(self._waiting))
-            return batch
+            return self._take_batch()
 
-    def _decode(self, engine: Engine, batch: Sequence[_Waiting]) -> None:
+    def _take_batch(self) -> list[Waiting]:
+        batch = self._queue.take()
+        self._metrics.queued_windows.set(len(self._queue))
+        return batch
+
+    def _decode(self, engine: Engine, batch: Sequence[Waiting]) -> None:
         batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         if batch and _activate(engine, batch):
-            self._answer(engine.decoder, batch)
+            self._answer(engine, batch)
 
-    def _answer(self, decoder: Decoder, batch: Sequence[_Waiting]) -> None:
+    def _give_way(self, engine: Engine, begun: Sequence[Waiting]) -> None:
+        """Decode windows that should not wait until the batch that has been begun is done."""
+        with self._changed:
+            if self._stopping or self._nesting == _MAX_NESTING or not self._queue.interrupts(begun):
+                return
+            urgent = self._take_batch()
+        self._nesting += 1
         try:
-            answers = self._timed_decode(decoder, [waiting.prompt for waiting in batch])
+            self._decode(engine, urgent)
+        finally:
+            self._nesting -= 1
+        engine.activate(begun[0].version)
+
+    def _answer(self, engine: Engine, batch: Sequence[Waiting]) -> None:
+        try:
+            answers = self._counted_decode(engine, batch)
         except Exception as error:  # thread boundary: the requests must get the error, and the thread must go on
             if len(batch) == 1:
                 log.exception("a window of %d words could not be decoded", len(batch[0].prompt.words))
@@ -235,22 +225,29 @@ class Batcher:
                 waiting.future.set_result(answer)
             return
         for waiting in batch:
-            self._answer(decoder, [waiting])
+            self._answer(engine, [waiting])
 
-    def _timed_decode(self, decoder: Decoder, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
-        work, started_s = decoder.work, time.perf_counter()
-        before = (work.passes, work.decoder_tokens, work.output_tokens)
-        answers = decoder.decode(prompts)
-        self._metrics.decode_seconds.inc(time.perf_counter() - started_s)
+    def _counted_decode(self, engine: Engine, batch: Sequence[Waiting]) -> list[Decoded]:
+        decoder, started_s = engine.decoder, time.perf_counter()
+        answers = decoder.decode([waiting.prompt for waiting in batch], lambda: self._give_way(engine, batch))
+        if not self._nesting:  # the time of a batch includes that of all to which it gave way
+            self._metrics.decode_seconds.inc(time.perf_counter() - started_s)
         self._metrics.batches.inc()
-        self._metrics.windows_decoded.inc(len(prompts))
+        self._metrics.windows_decoded.inc(len(batch))
+        work = decoder.work
+        before = self._counted
+        self._counted = _counts(work)
         self._metrics.decoder_passes.inc(work.passes - before[0])
         self._metrics.decoder_tokens.inc(work.decoder_tokens - before[1])
         self._metrics.output_tokens.inc(work.output_tokens - before[2])
         return answers
 
 
-def _activate(engine: Engine, batch: Sequence[_Waiting]) -> bool:
+def _counts(work: Work) -> tuple[int, int, int]:
+    return work.passes, work.decoder_tokens, work.output_tokens
+
+
+def _activate(engine: Engine, batch: Sequence[Waiting]) -> bool:
     """Activate the batch's version. If that fails, the batch gets the error and False is returned."""
     version = batch[0].version
     try:
@@ -273,23 +270,3 @@ def _run_action(engine: Engine, action: _Action) -> None:
         action.future.set_exception(error)
     else:
         action.future.set_result(result)
-
-
-def pick_batch(waiting: Sequence[_Waiting], limits: BatchLimits) -> list[_Waiting]:
-    """The most urgent window, and windows of its version and of like length, within the limits.
-
-    The most urgent window is always taken, however long it is, so no window waits forever. In this it differs from
-    `batches_by_length`, which puts all rows into batches, the shortest first: here, one batch forms around one window.
-    """
-    anchor = min(waiting, key=lambda w: w.order)
-    # a batch must not mix versions: only one adapter is active at a time
-    alike = [one for one in waiting if one.version == anchor.version]
-    urgent_first = heapq.nsmallest(_LOOKAHEAD_WINDOWS, alike, key=lambda w: w.order)
-    batch: list[_Waiting] = []
-    longest = 0
-    for candidate in sorted(urgent_first, key=lambda w: (w.order[0], abs(w.tokens - anchor.tokens), w.order[1])):
-        longest = max(longest, candidate.tokens)
-        if batch and (len(batch) == limits.rows or longest * (len(batch) + 1) > limits.tokens):
-            break
-        batch.append(candidate)
-    return batch

@@ -7,7 +7,7 @@ that is asked for twice at the same time is decoded once.
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass, field
@@ -17,9 +17,10 @@ from backend.errors import BackendError
 from backend.metrics import Metrics
 from backend.ner import segment
 from backend.ner.spans import Question, Window
-from backend.serving.batcher import Batcher, Priority
+from backend.serving.batcher import Batcher
 from backend.serving.cache import PredictionCache, TextPrediction, cache_key
 from backend.serving.versions import Served
+from backend.serving.windows import Priority, Share
 
 # How long a prefetch waits for a model that is loading.
 _PREFETCH_WAIT_S = 600.0
@@ -36,6 +37,16 @@ class _Job:
     windows: list[Window] = field(default_factory=list)
     decoded: "list[Future[Decoded]]" = field(default_factory=list)
     missing: int = 0
+    waiters: list[Priority] = field(default_factory=list)  # one for each request that waits for the answer
+
+
+@dataclass(slots=True)
+class _Asking:
+    """One request: how urgent it is, until when it waits, and its share of the model's time."""
+
+    priority: Priority
+    deadline_s: float  # of the monotonic clock
+    share: Share = field(default_factory=Share)
 
 
 class Predictor:
@@ -71,34 +82,37 @@ class Predictor:
         Raises LabelsIndistinguishable and PromptTooLong for a label set, one of versions.UNUSABLE for the version, and
         ModelNotReady.
         """
-        deadline_s = time.monotonic() + timeout_s
+        asking = _Asking(priority, time.monotonic() + timeout_s)
         keys = [self._key(served.version, question) for question in questions]
         wanted = dict(zip(keys, questions, strict=True))
-        pending = self._in_flight_of(wanted, priority)
-        answers = self._cached([key for key in wanted if key not in pending])
-        missing = {key: question for key, question in wanted.items() if key not in answers and key not in pending}
-        for (key, question), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
-            pending[key] = self._start_or_join(_Job(key, question, served.version), draft, deadline_s, priority)
-        wait_for_futures(pending.values(), max(0.0, deadline_s - time.monotonic()))
-        for key, future in pending.items():
-            if future.done():
-                error = future.exception()
+        pending = self._in_flight_of(wanted, asking)
+        try:
+            answers = self._cached([key for key in wanted if key not in pending])
+            self._start_missing(wanted, answers.keys() | pending.keys(), served, asking, pending)
+            futures = [job.answer for job in pending.values()]
+            wait_for_futures(futures, max(0.0, asking.deadline_s - time.monotonic()))
+        finally:
+            self._leave(pending.values(), priority)
+        for key, job in pending.items():
+            if job.answer.done():
+                error = job.answer.exception()
                 if isinstance(error, BackendError):
                     raise error
                 # one text that could not be decoded (the reason is in the log) must not fail the others
                 if error is None:
-                    answers[key] = future.result()
+                    answers[key] = job.answer.result()
         self._metrics.deadline_misses.inc(len(wanted) - len(answers))
         return [answers.get(key) for key in keys]
 
     def prefetch(self, questions: Sequence[Question], served: Served) -> None:
         """Start to predict what is not cached, at the lowest priority. Waits only for a model that is loading."""
         wanted = {self._key(served.version, question): question for question in questions}
-        known = self._in_flight_of(wanted, Priority.BACKGROUND).keys() | self._cached(list(wanted)).keys()
-        missing = {key: question for key, question in wanted.items() if key not in known}
-        for (key, question), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
-            job = _Job(key, question, served.version)
-            self._start_or_join(job, draft, time.monotonic() + _PREFETCH_WAIT_S, Priority.BACKGROUND)
+        asking = _Asking(Priority.BACKGROUND, time.monotonic() + _PREFETCH_WAIT_S)
+        pending = self._in_flight_of(wanted, asking)
+        try:
+            self._start_missing(wanted, pending.keys() | self._cached(list(wanted)).keys(), served, asking, pending)
+        finally:
+            self._leave(pending.values(), Priority.BACKGROUND)
 
     def _key(self, version: str, question: Question) -> str:
         passage = question.passage
@@ -110,36 +124,66 @@ class Predictor:
             return [None] * len(questions)
         return self._cache.peek_many([self._key(served.earlier, question) for question in questions])
 
-    def _in_flight_of(self, keys: Iterable[str], priority: Priority) -> "dict[str, Future[TextPrediction]]":
-        """Texts that are being decoded. Ask before the cache: a text that finishes in between is cached by then."""
+    def _in_flight_of(self, keys: Iterable[str], asking: _Asking) -> dict[str, _Job]:
+        """Join the texts that are being decoded. Ask before the cache: what finishes in between is cached by then."""
         with self._lock:
             jobs = {key: self._in_flight[key] for key in keys if key in self._in_flight}
-        self._batcher.promote([future for job in jobs.values() for future in job.decoded], priority)
-        return {key: job.answer for key, job in jobs.items()}
+            for job in jobs.values():
+                self._join(job, asking)
+        return jobs
+
+    def _join(self, job: _Job, asking: _Asking) -> None:
+        """Note one more request that waits for a text. The lock must be held."""
+        is_more_urgent = all(asking.priority < priority for priority in job.waiters)
+        job.waiters.append(asking.priority)
+        if is_more_urgent and job.decoded:
+            self._batcher.set_priority(job.decoded, asking.priority, asking.share)
+
+    def _leave(self, jobs: Iterable[_Job], priority: Priority) -> None:
+        """A request waits no more. What is not decoded goes on for those who still wait, or in the background."""
+        with self._lock:
+            for job in jobs:
+                job.waiters.remove(priority)
+                left = min(job.waiters, default=Priority.BACKGROUND)
+                if left > priority and job.missing:
+                    self._batcher.set_priority(job.decoded, left)
+
+    def _start_missing(
+        self,
+        wanted: Mapping[str, Question],
+        known: Collection[str],
+        served: Served,
+        asking: _Asking,
+        pending: dict[str, _Job],
+    ) -> None:
+        """Start the texts that are not `known`, and add their jobs to `pending`."""
+        missing = {key: question for key, question in wanted.items() if key not in known}
+        for (key, question), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
+            pending[key] = self._start_or_join(_Job(key, question, served.version), draft, asking)
 
     def _cached(self, keys: Sequence[str]) -> dict[str, TextPrediction]:
         hits = zip(keys, self._cache.get_many(keys), strict=True)
         return {key: hit for key, hit in hits if hit is not None}
 
-    def _start_or_join(
-        self, job: _Job, draft: TextPrediction | None, deadline_s: float, priority: Priority
-    ) -> "Future[TextPrediction]":
+    def _start_or_join(self, job: _Job, draft: TextPrediction | None, asking: _Asking) -> _Job:
         with self._lock:
             known = self._in_flight.get(job.key)
             if known is not None:
-                return known.answer
+                self._join(known, asking)
+                return known
             self._in_flight[job.key] = job
+            self._join(job, asking)
         try:
-            codec = self._batcher.codec(max(0.0, deadline_s - time.monotonic()))
-            self._start(job, draft, codec, priority)
+            codec = self._batcher.codec(max(0.0, asking.deadline_s - time.monotonic()))
+            self._start(job, draft, codec, asking.share)
         except BaseException as error:
             with self._lock:
                 del self._in_flight[job.key]
             job.answer.set_exception(error)
             raise
-        return job.answer
+        return job
 
-    def _start(self, job: _Job, draft: TextPrediction | None, codec: Codec, priority: Priority) -> None:
+    def _start(self, job: _Job, draft: TextPrediction | None, codec: Codec, share: Share) -> None:
         labels, passage = job.question.labels, job.question.passage
         words = segment.words(passage.text, passage.breaks)
         job.windows = codec.windows(labels, passage.text, words, passage.breaks)
@@ -156,7 +200,9 @@ class Predictor:
         if not prompts:
             self._finished.put(job)
             return
-        job.decoded = [self._batcher.submit(prompt, priority, job.version) for prompt in prompts]
+        with self._lock:  # whoever joins or leaves meanwhile changes all windows or none
+            priority = min(job.waiters, default=Priority.BACKGROUND)
+            job.decoded = [self._batcher.submit(prompt, priority, job.version, share) for prompt in prompts]
         for future in job.decoded:
             future.add_done_callback(lambda _: self._window_done(job))
 

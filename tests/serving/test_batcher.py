@@ -3,19 +3,19 @@
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
-from backend.engine.codec import EncodedPrompt
-from backend.engine.decode import ExactDecoder
+from backend.engine.codec import Decoded, EncodedPrompt
+from backend.engine.decode import ExactDecoder, Work
+from backend.engine.decoding_state import GiveWay, go_on
 from backend.errors import AdapterError, ModelNotReady
 from backend.metrics import Metrics
-from backend.serving.batcher import Batcher, BatchLimits, Priority, State, _Waiting, pick_batch
+from backend.serving.batcher import Batcher, State
+from backend.serving.windows import BatchLimits, Priority, Share
 from tests.support import tiny
 from tests.support.fakes import BASE, TIMEOUT_S, FakeEngine, answer, codec, refusal
 
@@ -91,13 +91,12 @@ def test_the_most_urgent_go_first(engine: FakeEngine, start: Callable[..., Batch
     ]
 
 
-def test_what_somebody_more_urgent_waits_for_moves_up(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
+def test_windows_move_up_and_down(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
     batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
     occupy(engine, batcher)
     futures = [batcher.submit(prompt(word), Priority.BACKGROUND, BASE) for word in "abc"]
     futures.append(batcher.submit(prompt("bulk"), Priority.BULK, BASE))
-    batcher.promote([futures[2]], Priority.OPEN_TASK)
-    batcher.promote([futures[3]], Priority.BACKGROUND)  # nothing moves down
+    batcher.set_priority([futures[2]], Priority.OPEN_TASK, Share())
     engine.decoder.gate.set()
     for future in futures:
         future.result(TIMEOUT_S)
@@ -221,67 +220,6 @@ def test_stop_frees_who_waits_for_a_model_that_loads() -> None:
     assert not stopping.is_alive()
 
 
-# --- which windows make a batch
-
-
-def waiting(
-    tokens: list[int], priorities: list[Priority] | None = None, versions: list[str] | None = None
-) -> list[_Waiting]:
-    priorities = priorities or [Priority.BULK] * len(tokens)
-    versions = versions or [BASE] * len(tokens)
-    any_prompt = prompt("x")
-    return [
-        _Waiting((priority, arrival), length, any_prompt, version, object())  # type: ignore[arg-type]
-        for arrival, (length, priority, version) in enumerate(zip(tokens, priorities, versions, strict=True))
-    ]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "limits", "expected"),
-    [
-        ([10, 10, 10], BatchLimits(100, 10), [10, 10, 10]),
-        ([10, 10, 10], BatchLimits(100, 2), [10, 10]),
-        # the longest row counts for all
-        ([10, 10, 10], BatchLimits(20, 10), [10, 10]),
-        ([10, 60, 10], BatchLimits(70, 10), [10, 10]),
-        # the first is taken however long it is, alone
-        ([500, 10, 10], BatchLimits(100, 10), [500]),
-        # of those that wait, those of like length
-        ([50, 10, 49, 11, 51, 48], BatchLimits(220, 10), [50, 49, 51, 48]),
-    ],
-)
-def test_a_batch_is_the_first_and_those_like_it(tokens: list[int], limits: BatchLimits, expected: list[int]) -> None:
-    assert [one.tokens for one in pick_batch(waiting(tokens), limits)] == expected
-
-
-def test_a_more_urgent_window_is_not_left_behind_for_a_like_one() -> None:
-    mixed = waiting([10, 90, 10, 10], [Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BULK, Priority.BULK])
-    assert [one.tokens for one in pick_batch(mixed, BatchLimits(180, 10))] == [10, 90]
-
-
-@hypothesis_settings(max_examples=50)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 500), st.sampled_from(Priority), st.sampled_from("ABC")), min_size=1, max_size=30
-    ),
-    st.integers(1, 2000),
-    st.integers(1, 20),
-)
-def test_batches_keep_to_their_limits_and_every_window_gets_its_turn(
-    asked: list[tuple[int, Priority, str]], tokens: int, rows: int
-) -> None:
-    left = waiting(*(list(column) for column in zip(*asked, strict=True)))
-    while left:
-        batch = pick_batch(left, BatchLimits(tokens, rows))
-        assert min(left, key=lambda one: one.order) is batch[0], "the most urgent is in it"
-        assert len(batch) <= rows
-        assert len(batch) == 1 or max(one.tokens for one in batch) * len(batch) <= tokens
-        assert len({id(one) for one in batch}) == len(batch)
-        assert len({one.version for one in batch}) == 1
-        taken = set(map(id, batch))
-        left = [one for one in left if id(one) not in taken]
-
-
 def test_batches_of_a_real_model_are_counted() -> None:
     family, real = tiny.bert()
 
@@ -314,6 +252,106 @@ def test_batches_of_a_real_model_are_counted() -> None:
     assert count("gner_output_tokens_total") == work.output_tokens > 0
     assert 5 <= count("gner_batches_total") <= 20
     assert count("gner_queued_windows") == 0
+
+
+# --- who need not wait for the batch in flight
+
+
+class SlowDecoder:
+    """Works in steps, as real decoders do: gives way after each. Notes the order in which batches begin and end."""
+
+    def __init__(self, batcher: Callable[[], Batcher]) -> None:
+        self.work = Work()
+        self.seen: list[str] = []
+        self.during: dict[str, Callable[[Batcher], object]] = {}  # what arrives while a batch is in its first step
+        self._batcher = batcher
+
+    def decode(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> list[Decoded]:
+        name = prompts[0].words[0]
+        self.seen.append(f"{name} begins")
+        arrival = self.during.pop(name, None)
+        if arrival is not None:
+            arrival(self._batcher())
+        for _ in range(3):
+            give_way()
+        self.seen.append(f"{name} ends")
+        return [answer(prompt.labels, prompt.words) for prompt in prompts]
+
+
+class SlowEngine(FakeEngine):
+    """With a SlowDecoder."""
+
+    decoder: SlowDecoder  # type: ignore[assignment]
+
+
+def slow(limits: BatchLimits = ROOMY) -> tuple[SlowEngine, Batcher]:
+    engine = SlowEngine()
+    batcher = Batcher(lambda: engine, limits, Metrics())
+    engine.decoder = SlowDecoder(lambda: batcher)
+    return engine, batcher
+
+
+def submits(word: str, priority: Priority, length: int = 1, version: str = BASE) -> Callable[[Batcher], object]:
+    return lambda batcher: batcher.submit(prompt(word, *["x"] * (length - 1)), priority, version)
+
+
+@pytest.mark.parametrize(
+    ("running", "arriving", "gives_way"),
+    [
+        (submits("a", Priority.BULK), submits("b", Priority.OPEN_TASK), True),
+        (submits("a", Priority.BACKGROUND), submits("b", Priority.BULK), True),
+        (submits("a", Priority.OPEN_TASK), submits("b", Priority.INTERACTIVE, version="V"), True),
+        (submits("a", Priority.OPEN_TASK), submits("b", Priority.BULK), False),
+        (submits("a", Priority.BULK, 200), submits("b", Priority.BULK), False),
+        (submits("a", Priority.OPEN_TASK, 200), submits("b", Priority.OPEN_TASK), True),
+        (submits("a", Priority.OPEN_TASK, 20), submits("b", Priority.OPEN_TASK, 20), False),
+    ],
+)
+def test_a_batch_gives_way_to_what_is_more_urgent_or_much_shorter(
+    running: Callable[[Batcher], Any], arriving: Callable[[Batcher], Any], gives_way: bool
+) -> None:
+    engine, batcher = slow()
+    arrived: list[Any] = []
+    engine.decoder.during["a"] = lambda batcher: arrived.append(arriving(batcher))
+    first = running(batcher)
+    batcher.start()
+    assert first.result(TIMEOUT_S)
+    assert arrived[0].result(TIMEOUT_S)
+    batcher.stop()
+    assert engine.decoder.seen == (
+        ["a begins", "b begins", "b ends", "a ends"] if gives_way else ["a begins", "a ends", "b begins", "b ends"]
+    )
+    if gives_way:
+        assert engine.activated[-1] == BASE, "the batch that gave way goes on with its own version"
+
+
+def test_those_who_give_way_may_have_been_given_way() -> None:
+    engine, batcher = slow()
+    arrived: list[Any] = []
+    engine.decoder.during = {
+        "a": lambda batcher: arrived.append(submits("b", Priority.OPEN_TASK)(batcher)),
+        "b": lambda batcher: arrived.append(submits("c", Priority.INTERACTIVE)(batcher)),
+    }
+    first: Any = submits("a", Priority.BULK)(batcher)
+    batcher.start()
+    first.result(TIMEOUT_S)
+    for future in arrived:
+        future.result(TIMEOUT_S)
+    batcher.stop()
+    assert [seen.split()[0] for seen in engine.decoder.seen] == ["a", "b", "c", "c", "b", "a"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_a_real_decoder_may_be_used_between_its_steps(kind: str) -> None:
+    family, real = tiny.bert() if kind == "bert" else tiny.t5()
+    decoder = ExactDecoder(family, 8)
+    long, short = (real.encode(("person", "city"), ["Marie", "in", "Paris"] * length) for length in (20, 1))
+    alone = [decoder.decode([one])[0].tags for one in (long, short)]
+    between: list[tuple[str, ...]] = []
+    meanwhile = decoder.decode([long], lambda: between.append(decoder.decode([short])[0].tags))
+    assert [meanwhile[0].tags, between[0]] == alone
+    assert len(between) > 2
+    assert len({*between}) == 1
 
 
 # --- versions, and what else is done in the model's thread
@@ -361,7 +399,7 @@ def test_a_version_that_cannot_be_loaded_fails_its_own_windows(
 def test_an_action_runs_between_two_batches(engine: FakeEngine, start: Callable[..., Batcher]) -> None:
     batcher = start(engine, BatchLimits(tokens=1_000_000, rows=1))
     occupy(engine, batcher)
-    windows = [batcher.submit(prompt(word), Priority.INTERACTIVE, BASE) for word in "ab"]
+    windows = [batcher.submit(prompt(word), Priority.BULK, BASE) for word in "ab"]
     seen: list[tuple[str, int]] = []
     action = batcher.run(lambda _: seen.append((threading.current_thread().name, len(engine.decoder.batches))))
     assert not action.done()

@@ -17,11 +17,12 @@ from backend.metrics import Metrics
 from backend.ner import segment
 from backend.ner.prompt import PromptFormat
 from backend.ner.spans import Passage, Question, Span, TaggedWord
-from backend.serving.batcher import Batcher, BatchLimits, Priority
+from backend.serving.batcher import Batcher
 from backend.serving.cache import CacheLimits, PredictionCache
 from backend.serving.engine import Engine
 from backend.serving.predictor import Predictor
 from backend.serving.versions import Served
+from backend.serving.windows import BatchLimits, Priority
 from tests.support import tiny
 from tests.support.fakes import TIMEOUT_S, FakeEngine, refusal
 
@@ -209,6 +210,48 @@ def test_what_misses_the_deadline_goes_on_and_is_cached_for_the_next_call(
     assert serving.predict("Ada") == [[("person", "Ada")]]
     assert serving.predict("Ada", timeout_s=0.0) == [[("person", "Ada")]], "from the cache"
     assert serving.count("gner_windows_decoded_total") == 1
+
+
+def test_what_misses_the_deadline_waits_behind_all_that_somebody_waits_for(
+    engine: FakeEngine, serve: Callable[..., Serving]
+) -> None:
+    serving = serve(engine, limits=BatchLimits(100_000, 1))
+    serving.predictor.predict([Question(Passage("busy"), PERSON)], 0.0, Priority.INTERACTIVE, V1)
+    engine.decoder.wait_for_batch()
+    late = [Question(Passage(f"late {index}"), PERSON) for index in range(3)]
+    assert serving.predictor.predict(late, 0.0, Priority.INTERACTIVE, V1) == [None] * 3
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(serving.predict, "Ada")
+        while serving.count("gner_queued_windows") < 4:
+            assert not asked.done()
+        engine.decoder.gate.set()
+        asked.result(TIMEOUT_S)
+    serving.predict("late 0", "late 1", "late 2")
+    assert engine.decoder.batches[1] == [("Ada",)]
+
+
+def test_a_text_keeps_the_priority_of_the_most_urgent_who_still_wait(
+    engine: FakeEngine, serve: Callable[..., Serving]
+) -> None:
+    serving = serve(engine, limits=BatchLimits(100_000, 1))
+    shared = [Question(Passage("shared"), PERSON)]
+    other = [Question(Passage("other"), PERSON)]
+    serving.predictor.predict([Question(Passage("busy"), PERSON)], 0.0, Priority.BULK, V1)
+    engine.decoder.wait_for_batch()
+    with ThreadPoolExecutor(2) as threads:
+        patient = threads.submit(serving.predictor.predict, shared, TIMEOUT_S, Priority.OPEN_TASK, V1)
+        while serving.count("gner_queued_windows") < 1:
+            assert not patient.done()
+        # two more ask for it, and leave: one more urgent, one less
+        assert serving.predictor.predict(shared, 0.0, Priority.INTERACTIVE, V1) == [None]
+        assert serving.predictor.predict(shared, 0.0, Priority.BULK, V1) == [None]
+        bulk = threads.submit(serving.predictor.predict, other, TIMEOUT_S, Priority.BULK, V1)
+        while serving.count("gner_queued_windows") < 2:
+            assert not bulk.done()
+        engine.decoder.gate.set()
+        assert patient.result(TIMEOUT_S) != [None]
+        bulk.result(TIMEOUT_S)
+    assert engine.decoder.batches[1:] == [[("shared",)], [("other",)]]
 
 
 def test_what_is_done_at_the_deadline_is_answered(engine: FakeEngine, serve: Callable[..., Serving]) -> None:

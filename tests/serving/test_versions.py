@@ -11,9 +11,10 @@ import redis
 from backend.errors import ModelNotReady
 from backend.metrics import Metrics
 from backend.serving import versions as served_module
-from backend.serving.batcher import Batcher, BatchLimits, Priority
+from backend.serving.batcher import Batcher
 from backend.serving.cache import CacheLimits, PredictionCache
 from backend.serving.versions import Served, ServedVersions
+from backend.serving.windows import BatchLimits, Priority
 from tests.support.fakes import BASE, TIMEOUT_S, FakeEngine, FakeRegistry, codec, refusal
 
 LIMITS = BatchLimits(100_000, 100)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from backend.engine.codec import Codec, Decoded, EncodedPrompt
 from backend.engine.decode import Work
+from backend.engine.decoding_state import GiveWay, go_on
 from backend.errors import AdapterError, CorruptVersion, UnknownVersion
 from tests.support import tiny
 
@@ -28,10 +29,11 @@ class FakeDecoder:
     batches: list[list[tuple[str, ...]]] = field(default_factory=list)
     fails: Callable[[EncodedPrompt], bool] = lambda _: False
 
-    def decode(self, prompts: Sequence[EncodedPrompt]) -> list[Decoded]:
+    def decode(self, prompts: Sequence[EncodedPrompt], give_way: GiveWay = go_on) -> list[Decoded]:
         self.batches.append([prompt.words for prompt in prompts])
         self.entered.release()
         assert self.gate.wait(TIMEOUT_S), "nobody opened the gate"
+        give_way()
         for prompt in prompts:
             if self.fails(prompt):
                 raise RuntimeError(f"poison: {prompt.words}")
