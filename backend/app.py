@@ -17,7 +17,7 @@ from backend.engine.generate import GenerateDecoder
 from backend.engine.sequential import SequentialDecoder
 from backend.errors import InvalidSettings
 from backend.labelstudio.events import Background, Events
-from backend.labelstudio.model import Models
+from backend.labelstudio.model import Models, TaskLimits
 from backend.labelstudio.routes import create_routes
 from backend.labelstudio.routes.login import Credentials
 from backend.labelstudio.routes.predictions import prediction_routes
@@ -127,7 +127,7 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
         examples=examples,
         training=TrainingQueue(client, settings.train_after),
         management=Management(examples, registry, cache),
-        models=Models(predictor, served),
+        models=Models(predictor, served, TaskLimits(settings.max_text_chars, settings.max_tasks), metrics),
         background=Background.new(),
     )
 

@@ -23,6 +23,9 @@ class Metrics:
         self.deadline_misses = Counter(
             "gner_deadline_misses", "Texts answered later than their request's deadline", registry=self.registry
         )
+        self.refused_tasks = Counter(
+            "gner_refused_tasks", "Tasks that are not predicted, by reason", ["reason"], registry=self.registry
+        )
         self.windows_decoded = Counter("gner_windows_decoded", "Windows the model tagged", registry=self.registry)
         self.batches = Counter("gner_batches", "Batches the model tagged", registry=self.registry)
         self.decoder_passes = Counter(

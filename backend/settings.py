@@ -137,6 +137,18 @@ class Settings(BaseSettings):
         gt=0,
         description="largest request body in megabytes; all tasks of a bulk request come in one body",
     )
+    max_text_chars: int = Field(
+        1_000_000,
+        alias="GNER_MAX_TEXT_CHARS",
+        ge=1,
+        description="longest text of a task, in characters; tasks with more are answered empty",
+    )
+    max_tasks: int = Field(
+        10_000,
+        alias="GNER_MAX_TASKS",
+        ge=1,
+        description="most tasks of one request; those after them are answered empty",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="LOG_LEVEL", description="lowest level of messages that are logged"
     )

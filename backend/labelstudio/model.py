@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from label_studio_ml.model import LabelStudioMLBase
 from backend.errors import InvalidLabelConfig, ModelNotReady
 from backend.labelstudio import regions, schema, wire
 from backend.labelstudio.schema import Control
+from backend.metrics import Metrics
 from backend.ner.spans import Passage, Question, Span
 from backend.serving.cache import TextPrediction
 from backend.serving.predictor import Predictor
@@ -24,6 +25,14 @@ log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 90.0
 _CACHED_MODELS = 256  # label configs of projects in use at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLimits:
+    """What is predicted at most; more is answered empty. `text_chars` counts a task's texts of all controls."""
+
+    text_chars: int = 1_000_000
+    tasks: int = 10_000  # of one request
 
 
 class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has no types
@@ -48,6 +57,8 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         predictor: Predictor | None = None,
         served_versions: ServedVersions | None = None,
         project: str | None = None,
+        limits: TaskLimits | None = None,
+        metrics: Metrics | None = None,
         **kwargs: Any,
     ) -> None:
         """`project` is the key of the default project, for calls that name none; without it the base version answers.
@@ -63,6 +74,8 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         self._predictor = predictor or self._bound_predictor
         self._versions = served_versions or self._bound_versions
         self._project = project
+        self._limits = limits or TaskLimits()
+        self._metrics = metrics or Metrics()
 
     @classmethod
     def bound_to(cls, predictor: Predictor, served_versions: ServedVersions) -> "type[GNERModel]":
@@ -87,14 +100,16 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         timeout_s: float,
         project: str | None = None,
     ) -> list[wire.Prediction | None]:
-        """One item per task, in order; None for a task that is not done after `timeout_s`. All are of one version.
+        """One item per task, in order; None for a task that is not done after `timeout_s`, or is beyond the limits.
+
+        All predictions are of one version.
 
         `context` makes the request interactive: it holds the regions that exist already. A region that overlaps one of
         them of the same control is left out.
         """
         predictor, versions = self._require_serving()
         controls = self.schema.controls if context is None else self._interactive_controls(context)
-        passages = _passages(tasks, controls)
+        passages = self._within_limits(tasks, _passages(tasks[: self._limits.tasks], controls))
         _log_empty(tasks, passages)
         deadline_s = time.monotonic() + timeout_s
         # once per request: a version that is promoted meanwhile must not be mixed into its answer
@@ -106,13 +121,40 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
                 break
             except UNUSABLE as error:  # a damaged adapter: another version answers the whole request
                 served = versions.replace(project or self._project, served, error)
-        return [_prediction(of_task, answers, context or (), served.version) for of_task in passages]
+        return [
+            None if of_task is None else _prediction(of_task, answers, context or (), served.version)
+            for of_task in passages
+        ]
 
     def prefetch(self, tasks: Sequence[wire.Task], project: str | None = None) -> None:
         """Have tasks predicted in the background, into the cache."""
         predictor, versions = self._require_serving()
         served = versions.of(project or self._project)
-        predictor.prefetch(_questions(_passages(tasks, self.schema.controls)), served)
+        passages = self._within_limits(tasks, _passages(tasks[: self._limits.tasks], self.schema.controls))
+        predictor.prefetch(_questions(passages), served)
+
+    def _within_limits(
+        self, tasks: Sequence[wire.Task], passages: "Sequence[_PassagesOfTask]"
+    ) -> "list[_PassagesOfTask | None]":
+        """For each task its passages, or None if it is not to be predicted. `passages` has the first tasks only."""
+        kept: list[_PassagesOfTask | None] = []
+        for task, of_task in zip(tasks, passages, strict=False):
+            num_chars = sum(len(passage.text) for _, of_control in of_task for passage in of_control)
+            is_too_long = num_chars > self._limits.text_chars
+            if is_too_long:
+                limit = self._limits.text_chars
+                log.warning(
+                    "task %s has %d characters, over GNER_MAX_TEXT_CHARS=%d: not predicted", task.id, num_chars, limit
+                )
+                self._metrics.refused_tasks.labels("text too long").inc()
+            kept.append(None if is_too_long else of_task)
+        left = len(tasks) - len(kept)
+        if left:
+            log.warning(
+                "%d of %d tasks are over GNER_MAX_TASKS=%d: not predicted", left, len(tasks), self._limits.tasks
+            )
+            self._metrics.refused_tasks.labels("too many tasks").inc(left)
+        return kept + [None] * left
 
     def _require_serving(self) -> tuple[Predictor, ServedVersions]:
         if self._predictor is None or self._versions is None:
@@ -134,9 +176,16 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
 class Models:
     """A GNERModel for each label config, over one predictor: the only cache of parsed label configs. Thread-safe."""
 
-    def __init__(self, predictor: Predictor, served_versions: ServedVersions) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        served_versions: ServedVersions,
+        limits: TaskLimits | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._predictor = predictor
         self._versions = served_versions
+        self._limits, self._metrics = limits, metrics
         self._cached = lru_cache(maxsize=_CACHED_MODELS)(self._new)
 
     def of(self, label_config: str) -> GNERModel:
@@ -144,7 +193,13 @@ class Models:
         return self._cached(label_config)
 
     def _new(self, label_config: str) -> GNERModel:
-        return GNERModel(label_config=label_config, predictor=self._predictor, served_versions=self._versions)
+        return GNERModel(
+            label_config=label_config,
+            predictor=self._predictor,
+            served_versions=self._versions,
+            limits=self._limits,
+            metrics=self._metrics,
+        )
 
 
 _PassagesOfTask = list[tuple[Control, tuple[Passage, ...]]]
@@ -154,12 +209,12 @@ def _passages(tasks: Sequence[wire.Task], controls: Sequence[Control]) -> list[_
     return [[(control, regions.passages(control, task.data)) for control in controls] for task in tasks]
 
 
-def _questions(passages: Sequence[_PassagesOfTask]) -> list[Question]:
+def _questions(passages: Iterable[_PassagesOfTask | None]) -> list[Question]:
     """The only place where a control's labels become prompt words."""
     return [
         Question(passage, control.labels.words)
         for of_task in passages
-        for control, of_control in of_task
+        for control, of_control in of_task or ()
         for passage in of_control
     ]
 
@@ -170,9 +225,9 @@ def _priority(tasks: Sequence[wire.Task], context: Sequence[Any] | None) -> Prio
     return Priority.OPEN_TASK if len(tasks) == 1 else Priority.BULK
 
 
-def _log_empty(tasks: Sequence[wire.Task], passages: Sequence[_PassagesOfTask]) -> None:
+def _log_empty(tasks: Sequence[wire.Task], passages: Sequence[_PassagesOfTask | None]) -> None:
     for task, of_task in zip(tasks, passages, strict=True):
-        for control, of_control in of_task:
+        for control, of_control in of_task or ():
             if not any(passage.text.strip() for passage in of_control):
                 log.info("task %s: %r is empty or missing; its prediction is empty", task.id, control.task_key)
 

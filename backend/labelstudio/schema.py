@@ -6,7 +6,7 @@ Paragraphs object whose text lies in the task data. One Control per (control, ob
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,8 @@ ControlType = Literal["labels", "hypertextlabels", "paragraphlabels"]
 ObjectType = Literal["Text", "HyperText", "Paragraphs"]
 
 MAX_CONFIG_CHARS = 1_000_000
+MAX_CONTROLS = 100  # each labels its text once more
+MAX_LABELS = 1_000  # of all controls together; no checkpoint's context holds more
 
 CONTROL_TYPES: Mapping[str, ControlType] = {
     "labels": "labels",
@@ -104,7 +106,7 @@ def parse(label_config: str) -> LabelSchema:
     """The schema of a label config.
 
     Raises InvalidLabelConfig if it is too long, has a DOCTYPE, is not XML, has a control without labels or with
-    an unknown toName, or has nothing that we can label.
+    an unknown toName, has nothing that we can label, or too much.
     """
     interface = _interface(label_config)
     objects = {tag.name: tag for tag in interface.objects}
@@ -129,7 +131,15 @@ def parse(label_config: str) -> LabelSchema:
                 controls.append(_control(tag, control_type, found))
     if not controls:
         raise InvalidLabelConfig(f"no usable control: found {'; '.join(unusable) or 'no control at all'}; {_NEEDED}")
+    _check_numbers(controls)
     return LabelSchema(controls=tuple(controls), digest=_digest(controls))
+
+
+def _check_numbers(controls: Sequence[Control]) -> None:
+    num_labels = sum(len(control.labels.labels) for control in controls)
+    for number, most, what in ((len(controls), MAX_CONTROLS, "controls"), (num_labels, MAX_LABELS, "labels")):
+        if number > most:
+            raise InvalidLabelConfig(f"label config with {number} {what}; at most {most} are predicted")
 
 
 def readable(value: str) -> str:

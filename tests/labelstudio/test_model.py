@@ -11,8 +11,18 @@ from label_studio_ml.model import LabelStudioMLBase
 from backend.app import Services
 from backend.errors import InvalidLabelConfig, InvalidRequest, ModelNotReady
 from backend.labelstudio import wire
-from backend.labelstudio.model import GNERModel
-from tests.support.running import CONFIG, OTHER_CONFIG, count, publish_random, running, save_checkpoint, tasks_of
+from backend.labelstudio.model import GNERModel, Models, TaskLimits
+from backend.metrics import Metrics
+from tests.support.running import (
+    CONFIG,
+    OTHER_CONFIG,
+    TIMEOUT_S,
+    count,
+    publish_random,
+    running,
+    save_checkpoint,
+    tasks_of,
+)
 
 TEXTS = ["Marie Curie worked in Paris , x", "", "2024 person in the city ! " * 5]
 TWO_CONTROLS = (
@@ -81,6 +91,29 @@ def test_over_the_newer_lines_base_class_it_is_given_what_that_takes(services: S
     assert (model.project_id, model.label_config) == ("7", CONFIG)
     expected = model_of(services).predict(tasks_of(*TEXTS))
     assert [spans(item) for item in model.predict(tasks_of(*TEXTS))] == [spans(item) for item in expected]
+
+
+def test_what_is_beyond_the_limits_is_answered_empty_and_counted(
+    services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    models = Models(services.predictor, services.served, TaskLimits(text_chars=20, tasks=3), metrics)
+    tasks = [wire.Task(number, {"text": text}) for number, text in enumerate(["Marie", "x" * 21, "Paris", "Curie"])]
+    predictions = models.of(CONFIG).predict_tasks(tasks, None, TIMEOUT_S)
+    assert [prediction is None for prediction in predictions] == [False, True, False, True]
+    assert "task 1 has 21 characters, over GNER_MAX_TEXT_CHARS=20" in caplog.text
+    assert "1 of 4 tasks are over GNER_MAX_TASKS=3" in caplog.text
+    for reason in ("text too long", "too many tasks"):
+        assert metrics.registry.get_sample_value("gner_refused_tasks_total", {"reason": reason}) == 1
+    models.of(CONFIG).prefetch(tasks)
+
+
+def test_the_limit_counts_the_texts_of_all_controls(services: Services) -> None:
+    twice = CONFIG.replace("</View>", '<Labels name="b" toName="text"><Label value="City"/></Labels></View>')
+    models = Models(services.predictor, services.served, TaskLimits(text_chars=8))
+    task = wire.Task(1, {"text": "Marie"})
+    assert models.of(CONFIG).predict_tasks([task], None, TIMEOUT_S) != [None]
+    assert models.of(twice).predict_tasks([task], None, TIMEOUT_S) == [None]
 
 
 def test_binding_makes_a_class_of_its_own(services: Services) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import InvalidLabelConfig
-from backend.labelstudio.schema import MAX_CONFIG_CHARS, Control, LabelSchema, parse, readable
+from backend.labelstudio.schema import MAX_CONFIG_CHARS, MAX_CONTROLS, MAX_LABELS, Control, LabelSchema, parse, readable
 from backend.ner.labels import PromptLabels
 
 TEXT = '<Text name="text" value="$text"/>'
@@ -37,6 +37,12 @@ def test_control_of_a_plain_config() -> None:
     )
     assert schema.controls[0].labels.words == ("person", "place")
     assert schema.label_values == ("Person", "Place")
+
+
+def many_controls(num_controls: int, num_labels: int) -> str:
+    labels = "".join(f'<Label value="{number}"/>' for number in range(num_labels))
+    controls = "".join(f'<Labels name="c{number}" toName="t">{labels}</Labels>' for number in range(num_controls))
+    return f'<View>{controls}<Text name="t" value="$t"/></View>'
 
 
 @pytest.mark.parametrize(
@@ -191,6 +197,8 @@ def test_prompt_names_are_distinct_and_never_hold_signs_of_the_format(values: li
         ("<?xml version='1.0' encoding='utf-8'?><View/>", "encoding declaration"),
         ('<!DOCTYPE v [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><View>&b;</View>', "DOCTYPE"),
         ("<View>" + " " * MAX_CONFIG_CHARS + "</View>", str(MAX_CONFIG_CHARS)),
+        (many_controls(MAX_CONTROLS + 1, 1), f"{MAX_CONTROLS + 1} controls; at most {MAX_CONTROLS}"),
+        (many_controls(2, MAX_LABELS // 2 + 1), f"{MAX_LABELS + 2} labels; at most {MAX_LABELS}"),
         ('<View><?odd name="x" toName="y"?></View>', "cannot be read"),
         (view(TEXT), "found no control at all"),
         (view(TEXT, '<Choices name="c" toName="text"><Choice value="x"/></Choices>'), "<Choices name='c'>"),
