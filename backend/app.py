@@ -31,6 +31,7 @@ from backend.learning.jobs import TrainingQueue
 from backend.learning.registry import Registry
 from backend.management import Management
 from backend.metrics import Metrics
+from backend.serving.admission import Admission
 from backend.serving.batcher import Batcher
 from backend.serving.cache import CacheLimits, PredictionCache
 from backend.serving.engine import AdapterEngine
@@ -87,7 +88,9 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
     checkpoint = checkpoints.resolve(settings.model)
     device = checkpoints.pick_device(settings.device)
     profile = profile_of(device)
-    limits = BatchLimits(settings.batch_tokens or profile.batch_tokens, profile.batch_rows, profile.personal_rows)
+    limits = BatchLimits(
+        settings.batch_tokens or profile.batch_tokens, profile.batch_rows, profile.personal_rows, settings.max_queue
+    )
     registry = Registry(settings.model_dir, checkpoint.version)
 
     def load_engine() -> AdapterEngine:
@@ -175,7 +178,14 @@ def create_app(services: Services) -> Flask:
     version, served = services.checkpoint.version, services.served
     parts = (
         status_routes(services.batcher, services.cache, services.metrics, version, services.device),
-        prediction_routes(services.models, events, services.batcher, served, settings.predict_deadline_s),
+        prediction_routes(
+            services.models,
+            events,
+            services.batcher,
+            Admission(services.batcher, settings.threads),
+            served,
+            settings.predict_deadline_s,
+        ),
         webhook_routes(events),
         training_routes(events, services.training),
         version_routes(services.management, served, services.training),

@@ -116,6 +116,13 @@ class ModelNotReady(BackendError):
     status = 503
 
 
+class Overloaded(BackendError):
+    """More requests than can be answered in time."""
+
+    status = 503
+    retry_after_s = 5
+
+
 class StoreUnavailable(BackendError):
     """Redis or Valkey does not answer, and the request cannot be served without it."""
 

@@ -91,7 +91,17 @@ class Settings(BaseSettings):
         description="seconds after which /predict answers with the tasks done so far (Label Studio waits 100)",
     )
     threads: int = Field(
-        32, alias="GNER_THREADS", ge=2, description="maximum number of requests served at the same time"
+        32,
+        alias="GNER_THREADS",
+        ge=2,
+        description="most /predict requests at the same time, half of them over many tasks; all other requests have "
+        "threads of their own",
+    )
+    max_queue: int = Field(
+        20_000,
+        alias="GNER_MAX_QUEUE",
+        ge=1,
+        description="most windows of texts that wait for the model; then requests over many tasks are answered 503",
     )
     worker: Literal["on", "off"] = Field(
         "on",

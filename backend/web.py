@@ -15,6 +15,8 @@ from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_OTHER_THREADS = 16  # for what is no /predict: health checks, setups, webhooks
+
 
 class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn, configured from our settings instead of a file or its own flags."""
@@ -30,7 +32,7 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "bind": f"{self._settings.host}:{self._settings.port}",
             "workers": 1,  # one owner of the model
             "worker_class": "gthread",
-            "threads": self._settings.threads,
+            "threads": self._settings.threads + _OTHER_THREADS,
             "timeout": 300,  # of a silent worker, not of a request
             "graceful_timeout": 10,
             "loglevel": "warning",

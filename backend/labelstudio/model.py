@@ -117,7 +117,7 @@ class GNERModel(LabelStudioMLBase):  # type: ignore[misc]  # label-studio-ml has
         while True:
             try:
                 timeout_s = max(0.0, deadline_s - time.monotonic())
-                answers = iter(predictor.predict(_questions(passages), timeout_s, _priority(tasks, context), served))
+                answers = iter(predictor.predict(_questions(passages), timeout_s, priority_of(tasks, context), served))
                 break
             except UNUSABLE as error:  # a damaged adapter: another version answers the whole request
                 served = versions.replace(project or self._project, served, error)
@@ -219,7 +219,8 @@ def _questions(passages: Iterable[_PassagesOfTask | None]) -> list[Question]:
     ]
 
 
-def _priority(tasks: Sequence[wire.Task], context: Sequence[Any] | None) -> Priority:
+def priority_of(tasks: Sequence[wire.Task], context: Sequence[Any] | None) -> Priority:
+    """A request with a context comes from somebody who draws a region, one with a single task from one who opens it."""
     if context is not None:
         return Priority.INTERACTIVE
     return Priority.OPEN_TASK if len(tasks) == 1 else Priority.BULK

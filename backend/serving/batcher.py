@@ -142,6 +142,11 @@ class Batcher:
                 self._changed.notify_all()
         return future
 
+    def is_full(self, priority: Priority) -> bool:
+        """Whether too many windows wait to queue more of this priority."""
+        with self._changed:
+            return self._queue.is_full(priority)
+
     def set_priority(
         self, futures: "Collection[Future[Decoded]]", priority: Priority, share: Share | None = None
     ) -> None:

@@ -4,6 +4,7 @@ A text that misses its request's deadline is finished in the background, and is 
 that is asked for twice at the same time is decoded once.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -21,6 +22,8 @@ from backend.serving.batcher import Batcher
 from backend.serving.cache import PredictionCache, TextPrediction, cache_key
 from backend.serving.versions import Served
 from backend.serving.windows import Priority, Share
+
+log = logging.getLogger(__name__)
 
 # How long a prefetch waits for a model that is loading.
 _PREFETCH_WAIT_S = 600.0
@@ -156,9 +159,16 @@ class Predictor:
         asking: _Asking,
         pending: dict[str, _Job],
     ) -> None:
-        """Start the texts that are not `known`, and add their jobs to `pending`."""
+        """Start the texts that are not `known`, and add their jobs to `pending`; not more than the queue can take."""
         missing = {key: question for key, question in wanted.items() if key not in known}
-        for (key, question), draft in zip(missing.items(), self._drafts(list(missing.values()), served), strict=True):
+        drafts = self._drafts(list(missing.values()), served)
+        for index, ((key, question), draft) in enumerate(zip(missing.items(), drafts, strict=True)):
+            if self._batcher.is_full(asking.priority):
+                left = len(missing) - index
+                log.warning(
+                    "too many texts wait for the model (GNER_MAX_QUEUE): %d of %d are left out", left, len(wanted)
+                )
+                return
             pending[key] = self._start_or_join(_Job(key, question, served.version), draft, asking)
 
     def _cached(self, keys: Sequence[str]) -> dict[str, TextPrediction]:

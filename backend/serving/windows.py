@@ -39,12 +39,14 @@ class Priority(enum.IntEnum):
 class BatchLimits:
     """The most that one batch may contain. `tokens` is the longest row times the number of rows.
 
-    `personal_rows` is the most rows of a batch that a person waits for; 0: as many as `rows`.
+    `personal_rows` is the most rows of a batch that a person waits for; 0: as many as `rows`. `queued` is the most
+    windows that wait; twice as many if a person waits for the next one.
     """
 
     tokens: int
     rows: int
     personal_rows: int = 0
+    queued: int = 1_000_000
 
 
 @dataclass(slots=True)
@@ -88,6 +90,10 @@ class WindowQueue:
 
     def __len__(self) -> int:
         return len(self._by_future)
+
+    def is_full(self, priority: Priority) -> bool:
+        """Whether no more windows of this priority should come."""
+        return len(self) >= self._limits.queued * (2 if priority.is_personal else 1)
 
     def add(
         self, prompt: EncodedPrompt, version: str, tokens: int, priority: Priority, share: Share

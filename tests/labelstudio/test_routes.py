@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -764,6 +765,34 @@ def test_with_basic_auth_everything_but_health_asks_for_it(services: Services) -
     assert response.headers["WWW-Authenticate"].startswith("Basic")
     assert_error(response.get_json(), "basic auth")
     assert client.get("/versions", headers={"Authorization": "Bearer xyz"}).status_code == 401
+
+
+# --- too many at once
+
+
+def test_who_comes_when_too_many_wait_is_told_to_come_again(services: Services, valkey_url: str) -> None:  # noqa: ARG001
+    few = dataclasses.replace(services, settings=services.settings.model_copy(update={"threads": 2}))
+    app = create_app(few)
+    busy, released = threading.Event(), threading.Event()
+
+    def keep_the_model_busy(_: object) -> None:
+        busy.set()
+        assert released.wait(TIMEOUT_S)
+
+    action = services.batcher.run(keep_the_model_busy)
+    assert busy.wait(TIMEOUT_S)
+    with ThreadPoolExecutor(1) as threads:
+        body = predict_body(tasks_of("Marie Curie", "in Paris"))
+        first = threads.submit(lambda: app.test_client().post("/predict", json=body).status_code)
+        wait_until(lambda: count(services, "gner_queued_windows") == 2)
+        second = app.test_client().post("/predict", json=body)
+        assert app.test_client().get("/health").status_code == 200
+        released.set()
+        assert first.result(TIMEOUT_S) == 200
+    action.result(TIMEOUT_S)
+    assert second.status_code == 503
+    assert second.headers["Retry-After"] == "5"
+    assert_error(second.get_json(), "GNER_THREADS")
 
 
 # --- before the model is ready, and without one

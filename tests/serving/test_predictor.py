@@ -254,6 +254,19 @@ def test_a_text_keeps_the_priority_of_the_most_urgent_who_still_wait(
     assert engine.decoder.batches[1:] == [[("shared",)], [("other",)]]
 
 
+def test_texts_that_the_queue_has_no_room_for_are_left_out(
+    engine: FakeEngine, serve: Callable[..., Serving], caplog: pytest.LogCaptureFixture
+) -> None:
+    serving = serve(engine, limits=BatchLimits(100_000, 1, queued=3))
+    serving.predict("busy", timeout_s=0.0)
+    engine.decoder.wait_for_batch()
+    assert serving.predict(*(f"text {index}" for index in range(9)), timeout_s=0.0) == [None] * 9
+    assert "6 of 9 are left out" in caplog.text
+    engine.decoder.gate.set()
+    assert serving.predict("text 0", "text 8") == [[], []]
+    assert serving.count("gner_windows_decoded_total") == 5, "busy, three of the nine, and text 8 now"
+
+
 def test_what_is_done_at_the_deadline_is_answered(engine: FakeEngine, serve: Callable[..., Serving]) -> None:
     serving = serve(engine)
     engine.decoder.gate.set()

@@ -7,7 +7,7 @@ from flask import Blueprint, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from backend.errors import BackendError, TooManyGuesses, Unauthorized
+from backend.errors import BackendError, Overloaded, TooManyGuesses, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def _expected(error: BackendError) -> ResponseReturnValue:
     response = jsonify(error=error.name, detail=str(error))
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Basic realm="gner-backend"'
-    if isinstance(error, TooManyGuesses):
+    if isinstance(error, TooManyGuesses | Overloaded):
         response.headers["Retry-After"] = str(error.retry_after_s)
     return response, error.status
 

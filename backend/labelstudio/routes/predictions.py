@@ -7,8 +7,9 @@ from flask.typing import ResponseReturnValue
 
 from backend.labelstudio import wire
 from backend.labelstudio.events import Events
-from backend.labelstudio.model import Models
+from backend.labelstudio.model import Models, priority_of
 from backend.labelstudio.routes.access import json_body
+from backend.serving.admission import Admission
 from backend.serving.batcher import Batcher
 from backend.serving.versions import ServedVersions
 
@@ -16,7 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def prediction_routes(
-    models: Models, events: Events, batcher: Batcher, served: ServedVersions, deadline_s: float
+    models: Models,
+    events: Events,
+    batcher: Batcher,
+    admission: Admission,
+    served: ServedVersions,
+    deadline_s: float,
 ) -> Blueprint:
     """`deadline_s`: after this time /predict answers with what is done."""
     routes = Blueprint("predictions", __name__)
@@ -34,7 +40,8 @@ def prediction_routes(
         asked = wire.parse_predict(json_body())
         project = None if asked.project is None else asked.project.key
         model = models.of(asked.label_config)
-        predictions = model.predict_tasks(asked.tasks, asked.context, deadline_s, project)
+        with admission.of(priority_of(asked.tasks, asked.context)):
+            predictions = model.predict_tasks(asked.tasks, asked.context, deadline_s, project)
         late = predictions.count(None)
         if late:
             log.warning("%d of %d tasks are not done in time; they continue in the background", late, len(predictions))
