@@ -92,6 +92,8 @@ def build(settings: Settings, on_failure: Callable[[BaseException], None] = lamb
         settings.batch_tokens or profile.batch_tokens, profile.batch_rows, profile.personal_rows, settings.max_queue
     )
     registry = Registry(settings.model_dir, checkpoint.version)
+    for base, number in registry.of_other_bases().items():
+        log.warning("%d versions were trained from %s and are not used with %s", number, base, checkpoint.version)
 
     def load_engine() -> AdapterEngine:
         loaded = checkpoints.load(
@@ -189,7 +191,7 @@ def create_app(services: Services) -> Flask:
         webhook_routes(events),
         training_routes(events, services.training),
         version_routes(services.management, served, services.training),
-        protocol_routes(services.models),
+        protocol_routes(services.models, services.management),
     )
     app = Flask("gner_backend")
     app.config["MAX_CONTENT_LENGTH"] = round(settings.max_body_mb * _BYTES_PER_MB)

@@ -86,6 +86,12 @@ class CorruptVersion(BackendError):
     status = 409
 
 
+class VersionInUse(BackendError):
+    """A version that cannot be deleted, because it is served."""
+
+    status = 409
+
+
 class NothingToRollBack(BackendError):
     """A project without an earlier version to return to."""
 

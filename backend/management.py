@@ -32,7 +32,9 @@ class Removed:
     project: str
     annotation_ids: tuple[int, ...]
     predictions: int  # removed from the cache
-    versions: tuple[str, ...]  # trained on it, themselves or through an ancestor; oldest first
+    # of a task or an annotation: those trained on it, themselves or through an ancestor, oldest first; of a project:
+    # all of them, which are deleted
+    versions: tuple[str, ...]
 
 
 class Management:
@@ -111,7 +113,22 @@ class Management:
             forgotten = self._examples.forget(key, **ids)
             count = self._forget_predictions(key, forgotten.texts)
             removed.append(Removed(key, forgotten.annotation_ids, count, seen[key]))
+        self._examples.compact()
         return tuple(removed)
+
+    def forget_project(self, project: str) -> Removed:
+        """Delete all that is kept of a project: annotations, texts, params, their cached predictions, its versions."""
+        texts = self._examples.texts(project)
+        annotation_ids = tuple(annotation.id for annotation in self._examples.annotations(project))
+        count = self._forget_predictions(project, texts)
+        self._examples.delete_project(project)
+        versions = self._registry.remove_project(project)
+        self._examples.compact()
+        return Removed(project, annotation_ids, count, versions)
+
+    def remove_version(self, project: str, version: str) -> None:
+        """Delete a version that is not the current one. Raises UnknownVersion, VersionInUse."""
+        self._registry.remove_version(project, version)
 
     def _versions_that_saw(self, project: str, wanted: Wanted) -> tuple[str, ...]:
         seen: list[str] = []

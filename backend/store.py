@@ -113,9 +113,12 @@ class _EmbeddedStore:
 
     def _watch(self) -> None:
         while not self._stopping.wait(_LOOK_S):
-            if _is_gone(self._client):
-                log.warning("the embedded store of %s has died; starting it again", self._store_dir)
-                self._restart()
+            try:
+                if _is_gone(self._client):
+                    log.warning("the embedded store of %s has died; starting it again", self._store_dir)
+                    self._restart()
+            except Exception:  # thread boundary: of a full disk, say; the next look may find room
+                log.exception("the embedded store of %s cannot be watched or started", self._store_dir)
 
     def _restart(self) -> None:
         if self._server is not None:
@@ -145,6 +148,14 @@ def answers(client: redis.Redis) -> bool:
         return bool(client.ping())
     except redis.RedisError:
         return False
+
+
+def compact(client: redis.Redis) -> None:
+    """Have a server write its append-only file anew, without what has been deleted. It does so in the background."""
+    try:
+        client.bgrewriteaof()
+    except redis.RedisError as error:  # without such a file, or without the right to
+        log.warning("the store does not write its file anew; deleted texts may stay in it for a while: %s", error)
 
 
 def shut_down(client: redis.Redis) -> None:

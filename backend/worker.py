@@ -88,7 +88,10 @@ def train_project(
     log.info("project %s: its examples under the current label config: %s", run.project, asdict(snapshot.remapping))
     is_abandoned = False
     try:
-        return train_version(settings, snapshot, run, examples.unlabelled_texts(run.project), fine_tune)
+        unlabelled = examples.unlabelled_texts(run.project)
+        return train_version(
+            settings, snapshot, run, unlabelled, fine_tune, lambda used: examples.forgotten_of(run.project, used)
+        )
     except Abandoned:
         is_abandoned = True
         raise

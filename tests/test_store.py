@@ -15,6 +15,7 @@ import redis
 
 from backend import store
 from backend.errors import InvalidSettings, StoreUnavailable
+from tests.support.processes import wait_until
 
 START_S = 30.0
 
@@ -55,6 +56,18 @@ def test_a_write_survives_the_servers_sudden_death(folder: Path) -> None:
         os.kill(pid_of(client), signal.SIGKILL)
     with store.embedded(folder) as url, store.connect(url) as client:
         assert client.get("a") == b"1"
+
+
+def test_what_is_deleted_vanishes_from_the_file(folder: Path) -> None:
+    def found() -> bool:
+        return any(b"a secret text" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+    with store.embedded(folder) as url, store.connect(url) as client:
+        client.set("a", "a secret text")
+        client.delete("a")
+        assert found()
+        store.compact(client)
+        wait_until("the file to be written anew", lambda: not found(), timeout_s=20)
 
 
 @pytest.mark.slow  # waits until a dead store is noticed

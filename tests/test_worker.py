@@ -237,6 +237,21 @@ def test_who_has_lost_its_lease_publishes_nothing_and_changes_nothing(
     assert examples.trained_changes(PROJECT) == 0
 
 
+def test_what_is_forgotten_meanwhile_is_not_published(
+    settings: Settings, valkey: redis.Redis, examples: ExampleStore, trainer: Trainer
+) -> None:
+    fill(examples, 6)
+
+    def forget() -> None:
+        examples.forget(PROJECT, task_id=2)
+
+    trainer.meanwhile = forget
+    with pytest.raises(TrainingFailed, match="task 2; train again"):
+        train(settings, valkey, trainer)
+    trainer.meanwhile = lambda: None
+    train(settings, valkey, trainer)
+
+
 def test_what_comes_meanwhile_is_requested_next(
     settings: Settings, valkey: redis.Redis, examples: ExampleStore, trainer: Trainer
 ) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from backend.cli.exports import import_export
 from backend.cli.flags import add_settings, read_settings
 from backend.cli.workspace import opened
-from backend.errors import UnknownProject
+from backend.errors import InvalidSettings, UnknownProject
 
 if TYPE_CHECKING:
     from backend.learning.progress import Progress
     from backend.learning.registry import VersionInfo
     from backend.learning.training import TrainingResult
+    from backend.management import Removed
 
 _PROJECT = "project's id in Label Studio, or its key"
 
@@ -28,7 +29,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_rollback(commands.add_parser("rollback", help="use the version that was current before"))
     _add_sync(commands.add_parser("sync", help="make the examples equal to Label Studio's (needs its API key)"))
     _add_forget(
-        commands.add_parser("forget", help="remove an example and its predictions; lists the versions trained on it")
+        commands.add_parser(
+            "forget", help="remove an example with its predictions, a trained version, or a whole project"
+        )
     )
 
 
@@ -79,6 +82,8 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", type=int, metavar="ID", help="all annotations of this task")
     what.add_argument("--annotation", type=int, metavar="ID", help="this annotation")
+    what.add_argument("--version", metavar="NAME", help="this trained version, which must not be the current one")
+    what.add_argument("--everything", action="store_true", help="the whole project, with its trained versions")
     parser.add_argument("--retrain", action="store_true", help="train the project again, from the checkpoint")
     parser.set_defaults(run=_forget)
     add_settings(parser)
@@ -198,16 +203,27 @@ def _forget(options: argparse.Namespace) -> int:
     from backend.learning.jobs import TrainingQueue
     from backend.management import Wanted
 
+    if options.project is None and (options.version or options.everything):
+        raise InvalidSettings("--version and --everything need --project")
     with opened(options) as here:
         project = None if options.project is None else here.management.project(options.project)
+        if project is not None and options.version:
+            here.management.remove_version(project, options.version)
+            print(f"project {project}: version {options.version} is deleted")
+            return 0
+        if project is not None and options.everything:
+            removed = here.management.forget_project(project)
+            print(f"project {project}: {_removal(removed)}; versions deleted: {', '.join(removed.versions) or 'none'}")
+            return 0
         for removed in here.management.forget(Wanted(options.task, options.annotation), project):
-            print(
-                f"project {removed.project}: {len(removed.annotation_ids)} annotations and {removed.predictions} "
-                "cached predictions are removed"
-            )
+            print(f"project {removed.project}: {_removal(removed)}")
             print(f"  versions trained on it: {', '.join(removed.versions) or 'none'}")
             if options.retrain:
                 # the current version may have seen it: the next one must not be trained from that
                 queue = TrainingQueue(here.client, here.settings.train_after)
                 print(f"  a training without it is requested: {queue.request(removed.project, from_base=True)}")
     return 0
+
+
+def _removal(removed: "Removed") -> str:
+    return f"{len(removed.annotation_ids)} annotations and {removed.predictions} cached predictions are removed"

@@ -34,6 +34,7 @@ _Part = Literal[
     "tasks",  # hash: task id -> its annotations' ids, with spaces between
     "deleted_annotations",  # set of ids: tombstones
     "deleted_tasks",  # set of ids: tombstones
+    "forgotten",  # set of "task ID" and "annotation ID": those of the tombstones that were to be forgotten
     "texts",  # hash: task id -> its unlabelled texts as JSON
     "changes",  # how often an accepted annotation was added, changed or removed
     "trained",  # the value of `changes` at the last training
@@ -41,8 +42,8 @@ _Part = Literal[
 ]
 
 _PARTS: tuple[_Part, ...] = (
-    "project", "annotations", "heads", "tasks", "deleted_annotations", "deleted_tasks", "texts", "changes", "trained",
-    "params",
+    "project", "annotations", "heads", "tasks", "deleted_annotations", "deleted_tasks", "forgotten", "texts", "changes",
+    "trained", "params",
 )  # fmt: skip
 
 _SAVE_PROJECT = """
@@ -86,7 +87,7 @@ return changed
 """
 
 _REMOVE = """
-local annotations, heads, tasks, deleted_annotations, deleted_tasks, counter, texts = unpack(KEYS)
+local annotations, heads, tasks, deleted_annotations, deleted_tasks, counter, texts, forgotten = unpack(KEYS)
 local what, forget = ARGV[1], ARGV[2] == 'forget'
 local ids, values, noted, counted = {}, {}, {}, 0
 local function drop_texts(task)
@@ -113,6 +114,7 @@ local function remove(id)
   if accepted == '1' then counted = counted + 1 end
 end
 for i = 3, #ARGV do
+  if forget then redis.call('SADD', forgotten, (what == 'tasks' and 'task ' or 'annotation ') .. ARGV[i]) end
   if what == 'tasks' then
     redis.call('SADD', deleted_tasks, ARGV[i])
     for id in (redis.call('HGET', tasks, ARGV[i]) or ''):gmatch('%S+') do remove(id) end
@@ -327,6 +329,17 @@ class ExampleStore:
         ]
         return Forgotten(tuple(sorted(map(int, ids))), tuple(dict.fromkeys(replace(text, spans=()) for text in texts)))
 
+    def forgotten_of(self, key: str, examples: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """Which of these tasks and annotations, given as (task id, annotation id), were to be forgotten."""
+        names = [
+            f"{what} {number}" for pair in examples for what, number in zip(("task", "annotation"), pair, strict=True)
+        ]
+        if not names:
+            return ()
+        with store.answering():
+            answers: Any = self._client.smismember(_key(key, "forgotten"), names)
+        return tuple(name for name, answer in zip(names, answers, strict=True) if answer)
+
     def find(self, *, task_id: int | None = None, annotation_id: int | None = None) -> tuple[str, ...]:
         """The keys of the projects that hold this task (labelled or noted) or this annotation; give one of them."""
         assert (task_id is None) != (annotation_id is None), "find a task or an annotation"
@@ -340,6 +353,22 @@ class ExampleStore:
                 answers = pipeline.execute()
         return tuple(key for index, key in enumerate(keys) if any(answers[3 * index : 3 * index + 3]))
 
+    def texts(self, key: str) -> tuple[AnnotatedText, ...]:
+        """Every text that is kept of a project, annotated or not, without its spans."""
+        with store.answering(), self._client.pipeline(transaction=True) as pipeline:
+            pipeline.hvals(_key(key, "annotations"))
+            pipeline.hvals(_key(key, "texts"))
+            values, noted = pipeline.execute()
+        texts = [
+            *(text for value in values for text in _annotation_of(json.loads(value)).texts),
+            *(text for value in noted for text in _texts_of(json.loads(value))),
+        ]
+        return tuple(dict.fromkeys(replace(text, spans=()) for text in texts))
+
+    def compact(self) -> None:
+        """Have what was deleted vanish from the store's file as well, soon."""
+        store.compact(self._client)
+
     def delete_project(self, key: str) -> None:
         """Delete all data of a project, tombstones and params too."""
         with store.answering(), self._client.pipeline(transaction=True) as pipeline:
@@ -352,7 +381,7 @@ class ExampleStore:
     ) -> tuple[list[bytes], list[bytes], list[bytes]]:
         """The ids of the removed annotations; with `how="forget"` also their values and those of noted texts."""
         parts: tuple[_Part, ...] = (
-            "annotations", "heads", "tasks", "deleted_annotations", "deleted_tasks", "changes", "texts",
+            "annotations", "heads", "tasks", "deleted_annotations", "deleted_tasks", "changes", "texts", "forgotten",
         )  # fmt: skip
         removed, values, noted = self._run(self._remove, [_key(key, part) for part in parts], [what, how, *ids])
         return removed, values, noted

@@ -15,15 +15,15 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from backend.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from backend.errors import CorruptVersion, NothingToRollBack, UnknownVersion
+from backend.errors import CorruptVersion, NothingToRollBack, UnknownVersion, VersionInUse
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,12 @@ class Registry:
     def projects(self) -> tuple[str, ...]:
         """The keys of all projects with a folder here, sorted."""
         return tuple(sorted(unquote(path.name, errors="surrogateescape") for path in _folders(self._root)))
+
+    def of_other_bases(self) -> dict[str, int]:
+        """How many versions were trained from each other base version. They cannot be used with this one."""
+        others = [folder for folder in _folders(self._root.parent) if folder != self._root]
+        counted = {unquote(base.name): sum(len(_folders(project)) for project in _folders(base)) for base in others}
+        return {base: number for base, number in sorted(counted.items()) if number}
 
     def versions(self, project: str) -> tuple[VersionInfo, ...]:
         """Oldest first, rejected ones too. A folder that cannot be read is skipped with a log line."""
@@ -272,6 +278,34 @@ class Registry:
             return
         folder.replace(target)
 
+    # --- removing
+
+    def remove_version(self, project: str, version: str) -> None:
+        """Delete a version that is not the current one. Raises UnknownVersion, VersionInUse."""
+        folder = self._known_folder(project, version)
+        with self._locked(project):
+            pointer = self._pointer(project)
+            if version == pointer.current:
+                raise VersionInUse(
+                    f"version {version!r} is the current one of project {project!r}; promote another first"
+                )
+            history = tuple(earlier for earlier in pointer.history if earlier != version)
+            if history != pointer.history:
+                self._write_pointer(project, _Pointer(pointer.current, history))
+            _remove(folder)
+        log.info("version %s of project %s is deleted", version, project)
+
+    def remove_project(self, project: str) -> tuple[str, ...]:
+        """Delete all versions of a project, of every base; returns their names. The project is served the base then."""
+        removed: list[str] = []
+        for base in _folders(self._root.parent):
+            folder = base / _file_name(project)
+            if folder.is_dir():
+                removed += [unquote(version.name) for version in _folders(folder)]
+                _remove(folder)
+        log.info("%d versions of project %s are deleted", len(removed), project)
+        return tuple(sorted(removed))
+
     # --- files
 
     def _project_folder(self, project: str) -> Path:
@@ -353,13 +387,19 @@ def _read_info(folder: Path) -> VersionInfo:
     path = folder / _VERSION_FILE
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-        # a later release may have written more fields
-        known = {each.name: written[each.name] for each in fields(VersionInfo)}
-        known["examples"] = tuple((task, annotation) for task, annotation in known["examples"])
-        known["held_out"] = tuple((task, annotation) for task, annotation in known["held_out"])
+        # a later release may have written more fields, an earlier one fewer
+        known = {each.name: written[each.name] for each in fields(VersionInfo) if not _may_be_missing(each, written)}
+        for name in ("examples", "held_out"):
+            if name in known:
+                known[name] = tuple((task, annotation) for task, annotation in known[name])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CorruptVersion(f"{path} does not describe a version: {type(error).__name__}: {error}") from error
     return VersionInfo(**known)
+
+
+def _may_be_missing(described: "Field[Any]", written: Mapping[str, Any]) -> bool:
+    has_default = described.default is not MISSING or described.default_factory is not MISSING
+    return has_default and described.name not in written
 
 
 def _write_durably(path: Path, content: dict[str, Any]) -> None:
@@ -372,6 +412,13 @@ def _write_durably(path: Path, content: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     incoming.replace(path)
     _sync(path.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder. A reader sees all of it or nothing."""
+    doomed = folder.with_name(f"{_INCOMING}{uuid.uuid4().hex}")
+    folder.replace(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from backend.errors import TrainingFailed
 from backend.learning.annotations import AnnotatedText
 from backend.learning.examples import Snapshot, require_examples
 from backend.learning.lease import TrainingRun
@@ -57,10 +58,12 @@ def train_version(
     run: TrainingRun,
     unlabelled: Sequence[AnnotatedText] = (),
     fine_tune: FineTune | None = None,
+    forgotten: Callable[[Sequence[tuple[int, int]]], Sequence[str]] = lambda _: (),
 ) -> TrainingResult:
     """Train, judge and publish a project's next version. A test may give another `fine_tune`.
 
-    Raises NotEnoughExamples, CorruptVersion, CheckpointError, TrainingFailed, Abandoned.
+    `forgotten` says which of some examples, (task id, annotation id), were to be forgotten while the training ran. Its
+    version is then not published. Raises NotEnoughExamples, CorruptVersion, CheckpointError, TrainingFailed, Abandoned.
     """
     require_examples(run.project, len(snapshot.examples))
     run.report(Progress("loading the model"))
@@ -82,6 +85,8 @@ def train_version(
             on_progress=run.report,
         )
         version = _version_of(outcome, checkpoint, run.project)
+        if gone := forgotten(version.examples + version.held_out):
+            raise TrainingFailed(f"it was trained on what is forgotten by now: {', '.join(gone)}; train again")
         run.check()  # if another process trains this project by now, the other one publishes
         registry.publish(folder, version, promote=outcome.verdict.publish)
     return TrainingResult(

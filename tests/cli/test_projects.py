@@ -131,6 +131,22 @@ def test_forget_tells_who_saw_it(
     assert [annotation.id for annotation in examples.annotations(KEY)] == [2]
 
 
+def test_a_version_and_a_whole_project_can_be_forgotten(
+    capsys: pytest.CaptureFixture[str], here: list[str], examples: ExampleStore, versions: tuple[str, str]
+) -> None:
+    base, trained = versions
+    status, _, err = run(capsys, "forget", "--project", "1", "--version", trained, *here)
+    assert (status, "promote another first" in err) == (2, True)
+    run(capsys, "promote", "--project", "1", base, *here)
+    status, out, _ = run(capsys, "forget", "--project", "1", "--version", trained, *here)
+    assert (status, out) == (0, f"project {KEY}: version {trained} is deleted\n")
+    status, out, _ = run(capsys, "forget", "--project", "1", "--everything", *here)
+    assert (status, "2 annotations" in out, "versions deleted: none" in out) == (0, True, True)
+    assert [project.key for project in examples.projects()] == [OTHER]
+    status, _, err = run(capsys, "forget", "--everything", *here)
+    assert (status, "--project" in err) == (2, True)
+
+
 @pytest.mark.parametrize("with_config", [True, False])
 def test_an_export_of_label_studio_is_added_to_the_examples(
     capsys: pytest.CaptureFixture[str], here: list[str], examples: ExampleStore, tmp_path: Path, with_config: bool

@@ -134,7 +134,7 @@ def test_validate(client: FlaskClient) -> None:
 
 def test_duplicate_and_delete(client: FlaskClient) -> None:
     assert post(client, "/duplicate_model", {"project_src": "1.1", "project_dst": "2.2"}) == {"status": "ok"}
-    assert post(client, "/delete", {"project": "1.1"}) == {"status": "ok"}
+    assert post(client, "/delete", {"project": "1.1"})["status"] == "ok"
 
 
 def test_metrics_are_prometheus_text(client: FlaskClient) -> None:
@@ -735,6 +735,16 @@ def test_what_is_stored_no_more_can_still_have_been_learnt(client: FlaskClient, 
     post(client, "/webhook", event("TASKS_DELETED", tasks=[{"id": 3}]))
     [forgotten] = post(client, "/forget", {"task": 3})["forgotten"]
     assert (forgotten["annotation_ids"], forgotten["versions"]) == ([], [versions[1]])
+
+
+def test_a_deleted_project_leaves_nothing(client: FlaskClient, services: Services, versions: tuple[str, str]) -> None:
+    post(client, "/predict", predict_body([saved(1)["task"]]))
+    deleted = post(client, "/delete", {"project": KEY})["deleted"]
+    assert deleted["annotation_ids"] == [1, 2, 3, 4]
+    assert deleted["predictions"] >= 1
+    assert set(deleted["versions"]) == {*versions}
+    assert services.examples.project(KEY) is None
+    assert services.registry.versions(KEY) == ()
 
 
 # --- basic auth

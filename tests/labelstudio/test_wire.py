@@ -349,10 +349,10 @@ def test_no_credential_of_params_is_kept() -> None:
 def test_the_smaller_requests() -> None:
     assert wire.parse_job_status({"job": "abc"}) == "abc"
     assert wire.parse_validate({"config": CONFIG}) == CONFIG
-    wire.check_delete({"project": "3.5"})
+    wire.parse_delete({"project": "3.5"})
     wire.check_duplicate_model({"project_src": "3.5", "project_dst": 4})
     with pytest.raises(InvalidRequest, match="project is missing or null"):
-        wire.check_delete({})
+        wire.parse_delete({})
     with pytest.raises(InvalidRequest, match="project_dst is 'x'"):
         wire.check_duplicate_model({"project_src": "3.5", "project_dst": "x"})
 

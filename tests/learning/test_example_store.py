@@ -342,6 +342,24 @@ def test_forgetting_an_annotation(store: ExampleStore) -> None:
     assert store.forget(KEY, annotation_id=1).annotation_ids == ()
 
 
+def test_what_was_to_be_forgotten_is_known_and_what_was_deleted_is_not(store: ExampleStore) -> None:
+    store.put(KEY, [saved(1), saved(2, task_id=11), saved(3, task_id=12)])
+    store.delete_tasks(KEY, [12])
+    store.forget(KEY, task_id=11)
+    store.forget(KEY, annotation_id=1)
+    assert store.forgotten_of(KEY, [(10, 1), (11, 2), (12, 3)]) == ("annotation 1", "task 11")
+    assert store.forgotten_of(KEY, []) == ()
+
+
+def test_all_texts_of_a_project(store: ExampleStore) -> None:
+    store.note_texts(KEY, {20: (text_of(text="noted"),)})
+    store.put(KEY, [saved(1), saved(2, texts=(text_of(text="Another text"),))])
+    assert sorted(text.passage.text for text in store.texts(KEY)) == sorted([TEXT, "Another text", "noted"])
+    assert not any(text.spans for text in store.texts(KEY))
+    store.delete_project(KEY)
+    assert store.texts(KEY) == ()
+
+
 def test_finding_who_holds_a_task_or_an_annotation(store: ExampleStore) -> None:
     store.save_project(replace(PROJECT, key="3"))
     store.put(KEY, [saved(1, task_id=10)])

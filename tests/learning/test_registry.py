@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import CorruptVersion, NothingToRollBack, UnknownVersion
+from backend.errors import CorruptVersion, NothingToRollBack, UnknownVersion, VersionInUse
 from backend.learning import registry as registry_module
 from backend.learning.registry import PUBLISHED, REJECTED, Registry, VersionInfo, sha256_of, version_name
 
@@ -433,6 +433,55 @@ def test_what_a_later_release_wrote_beside_is_let_be(registry: Registry, publish
     path = registry.folder(PROJECT, "v1") / "version.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "colour": "red"}), encoding="utf-8")
     assert registry.info(PROJECT, "v1") == described
+
+
+def test_what_an_earlier_release_did_not_write_has_its_default(
+    registry: Registry, publish: Callable[..., VersionInfo]
+) -> None:
+    described = publish("v1")
+    path = registry.folder(PROJECT, "v1") / "version.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    del written["settings"], written["held_out"]
+    path.write_text(json.dumps(written), encoding="utf-8")
+    assert registry.info(PROJECT, "v1") == replace(described, settings={}, held_out=())
+
+
+def test_versions_of_other_bases_are_counted(
+    registry: Registry, publish: Callable[..., VersionInfo], tmp_path: Path
+) -> None:
+    publish("v1")
+    publish("v2", OTHER)
+    assert registry.of_other_bases() == {}
+    assert Registry(tmp_path, "tiny-9999999999").of_other_bases() == {BASE: 2}
+    assert Registry(tmp_path / "new", BASE).of_other_bases() == {}
+
+
+# --- removing
+
+
+def test_a_version_is_deleted_unless_it_is_in_use(registry: Registry, publish: Callable[..., VersionInfo]) -> None:
+    for version in ("v1", "v2", "v3"):
+        publish(version)
+    with pytest.raises(VersionInUse, match="'v3'"):
+        registry.remove_version(PROJECT, "v3")
+    registry.remove_version(PROJECT, "v2")
+    assert [each.version for each in registry.versions(PROJECT)] == ["v1", "v3"]
+    assert registry.rollback(PROJECT) == "v1", "the deleted one is no step back"
+    with pytest.raises(UnknownVersion, match="'v2'"):
+        registry.remove_version(PROJECT, "v2")
+
+
+def test_a_project_is_deleted_with_all_its_versions(
+    registry: Registry, publish: Callable[..., VersionInfo], tmp_path: Path
+) -> None:
+    publish("v1")
+    publish("other", OTHER)
+    Registry(tmp_path, "tiny-9999999999").remove_project("9.9")
+    assert registry.remove_project(PROJECT) == ("v1",)
+    assert registry.remove_project(PROJECT) == ()
+    assert registry.projects() == (OTHER,)
+    assert registry.current(PROJECT) is None
+    assert not [path for path in files(tmp_path) if PROJECT in path or "incoming" in path]
 
 
 # --- names

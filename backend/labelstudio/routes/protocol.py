@@ -1,15 +1,18 @@
 """The rest of Label Studio's protocol."""
 
+from dataclasses import asdict
+
 from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
 from backend.labelstudio import wire
 from backend.labelstudio.model import Models
 from backend.labelstudio.routes.access import json_body
+from backend.management import Management
 
 
-def protocol_routes(models: Models) -> Blueprint:
-    """Endpoints that answer without changing anything."""
+def protocol_routes(models: Models, management: Management) -> Blueprint:
+    """What Label Studio's client for backends has, and its server does not call so far."""
     routes = Blueprint("protocol", __name__)
 
     @routes.post("/validate")
@@ -25,7 +28,7 @@ def protocol_routes(models: Models) -> Blueprint:
 
     @routes.post("/delete")
     def delete() -> ResponseReturnValue:
-        wire.check_delete(json_body())
-        return {"status": "ok"}
+        removed = management.forget_project(wire.parse_delete(json_body()))
+        return {"status": "ok", "deleted": asdict(removed)}
 
     return routes

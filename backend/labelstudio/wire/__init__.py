@@ -4,10 +4,10 @@ The package's own names are Label Studio's protocol; `wire.management` is for wh
 """
 
 from backend.labelstudio.wire.parsing import (
-    check_delete,
     check_duplicate_model,
     parse_annotated_task,
     parse_annotation,
+    parse_delete,
     parse_job_status,
     parse_predict,
     parse_project,
@@ -58,10 +58,10 @@ __all__ = [
     "TrainRequest",
     "TrainingStarted",
     "WebhookEvent",
-    "check_delete",
     "check_duplicate_model",
     "parse_annotated_task",
     "parse_annotation",
+    "parse_delete",
     "parse_job_status",
     "parse_predict",
     "parse_project",

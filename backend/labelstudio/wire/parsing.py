@@ -95,9 +95,9 @@ def check_duplicate_model(body: object) -> None:
     _project_ref(fields.get("project_dst"), "project_dst")
 
 
-def check_delete(body: object) -> None:
-    """The body of POST /delete must name a project."""
-    _project_ref(as_object(body, "the body").get("project"), "project")
+def parse_delete(body: object) -> str:
+    """The key of the project that the body of POST /delete names."""
+    return _project_ref(as_object(body, "the body").get("project"), "project").key
 
 
 def parse_webhook(body: object) -> WebhookEvent:
