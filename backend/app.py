@@ -179,7 +179,15 @@ def create_app(services: Services) -> Flask:
     )
     version, served = services.checkpoint.version, services.served
     parts = (
-        status_routes(services.batcher, services.cache, services.metrics, version, services.device),
+        status_routes(
+            services.batcher,
+            services.predictor,
+            services.cache,
+            services.examples,
+            services.metrics,
+            version,
+            services.device,
+        ),
         prediction_routes(
             services.models,
             events,

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from typing import Any
 
 from flask import Flask
@@ -48,6 +49,7 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Called in the worker, after the fork."""
         self._services = build(self._settings, on_failure=_end_arbiter)
         self._services.start()
+        _hurry_at(signal.SIGTERM, self._services)
         return create_app(self._services)
 
     def _stop(self) -> None:
@@ -64,6 +66,18 @@ class _Web(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         url = self._settings.redis_url
         if self._is_orphaned and url == store.embedded_url(self._settings.store_dir):
             store.shut_down(store.connect(url))
+
+
+def _hurry_at(signum: int, services: Services) -> None:
+    """At this signal, have requests that wait for predictions answered with what is done; then let gunicorn stop."""
+    handler: Any = signal.getsignal(signum)
+
+    def hurry(number: int, frame: Any) -> None:
+        # in a thread: it waits for the batch in flight, and the handler may have interrupted whoever holds the lock
+        threading.Thread(target=services.batcher.stop, name="hurry", daemon=True).start()
+        handler(number, frame)
+
+    signal.signal(signum, hurry)
 
 
 def _end_arbiter(error: BaseException) -> None:

@@ -174,6 +174,11 @@ class ExampleStore:
         self._remove = client.register_script(_REMOVE)
         self._note_texts = client.register_script(_NOTE_TEXTS)
 
+    def check(self) -> None:
+        """Raises StoreUnavailable if annotations could not be stored now."""
+        with store.answering():
+            self._client.ping()
+
     def save_project(self, project: Project) -> None:
         """Insert or update a project. A changed label config takes effect with this.
 

@@ -75,16 +75,16 @@ class Batcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the current batch finish, cancel what is queued, end the thread."""
+        """Let the current batch finish, cancel what is queued, end the thread. May be called more than once."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        for action in self._actions:
-            action.future.cancel()
-        for waiting in self._queue.drain():
-            waiting.future.cancel()
+        with self._changed:
+            futures = [each.future for each in self._actions] + [each.future for each in self._queue.drain()]
+        for future in futures:
+            future.cancel()
 
     @property
     def state(self) -> State:
@@ -92,6 +92,11 @@ class Batcher:
         if self._failure is not None:
             return State.FAILED
         return State.LOADING if self._engine is None else State.READY
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the model's thread runs."""
+        return self._thread.is_alive()
 
     @property
     def failure(self) -> str | None:

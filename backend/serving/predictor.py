@@ -77,6 +77,11 @@ class Predictor:
             self._finished.put(None)
             self._finisher.join()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that finishes predictions runs."""
+        return self._finisher.is_alive()
+
     def predict(
         self, questions: Sequence[Question], timeout_s: float, priority: Priority, served: Served
     ) -> list[TextPrediction | None]:

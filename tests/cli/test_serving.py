@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import requests
 from backend.settings import Settings, flag, variable
 from tests.support.command_line import run
 from tests.support.processes import Server, free_port, wait_until
+from tests.support.running import CONFIG
 
 ROOT = Path(__file__).parent.parent.parent
 # Two processes import torch, on a machine that may do other things too.
@@ -127,6 +129,28 @@ def test_serve_starts_holds_its_folder_and_ends_with_ctrl_c_leaving_nothing(
     assert server.interrupt() == 0, server.log_tail()
     wait_until("the last process to end", lambda: not server.descendants(), timeout_s=10)
     assert "Traceback" not in server.log_tail()
+
+
+@pytest.mark.slow  # starts the backend, which loads torch
+def test_who_waits_for_predictions_is_answered_when_the_backend_stops(serving: tuple[Server, list[str], str]) -> None:
+    server, _, url = serving
+    server.wait_until("the model is ready", lambda: state(url) == "ready", START_S)
+    tasks = [{"id": number, "data": {"text": f"Marie {number} in Paris. " * 200}} for number in range(300)]
+    with ThreadPoolExecutor(1) as threads:
+        body = {"tasks": tasks, "project": "1.1", "label_config": CONFIG, "params": {}}
+        asked = threads.submit(requests.post, f"{url}/predict", json=body, timeout=60)
+        server.wait_until("the model to be busy", lambda: waiting_windows(url) > 0, START_S)
+        assert server.interrupt() == 0, server.log_tail()
+        answer = asked.result(60)
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert len(results) == len(tasks)
+    assert [] in results, "not all could be done"
+
+
+def waiting_windows(url: str) -> float:
+    metrics = requests.get(f"{url}/metrics", timeout=5).text
+    return float(metrics.split("\ngner_queued_windows ")[1].split()[0])
 
 
 @pytest.mark.slow  # starts the backend twice, which loads torch

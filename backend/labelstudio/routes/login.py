@@ -14,8 +14,8 @@ from backend.errors import TooManyGuesses, Unauthorized
 
 SECRET_HEADER = "X-Webhook-Secret"
 
-# Holds no secret, and container platforms call it without credentials.
-_ALWAYS_OPEN = frozenset({"health"})
+# They hold no secret, and container platforms call them without credentials.
+_ALWAYS_OPEN = frozenset({"health", "ready"})
 _WEBHOOK = "webhook"
 
 _BURST = 10  # wrong guesses of an address before it has to wait

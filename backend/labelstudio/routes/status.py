@@ -1,24 +1,44 @@
 """/health, / and /metrics."""
 
+from collections.abc import Iterator
+
 from flask import Blueprint, Response, current_app
 from flask.typing import ResponseReturnValue
 
+from backend.errors import StoreUnavailable
 from backend.labelstudio.model import GNERModel
+from backend.learning.example_store import ExampleStore
 from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, State
 from backend.serving.cache import PredictionCache
+from backend.serving.predictor import Predictor
 
 
 def status_routes(
-    batcher: Batcher, cache: PredictionCache, metrics: Metrics, base_version: str, device: str
+    batcher: Batcher,
+    predictor: Predictor,
+    cache: PredictionCache,
+    examples: ExampleStore,
+    metrics: Metrics,
+    base_version: str,
+    device: str,
 ) -> Blueprint:
-    """How the backend is doing."""
+    """How the backend is doing.
+
+    /health is for Label Studio and for those who restart containers: it is fine as long as the model may still answer.
+    /ready is for load balancers and monitoring: it is fine when everything works.
+    """
     routes = Blueprint("status", __name__)
 
     @routes.get("/health")
     def health() -> ResponseReturnValue:
         answer = {**_of_model(batcher), "model_version": base_version, "device": device, "cache": cache.state}
         return answer, 503 if batcher.state is State.FAILED else 200
+
+    @routes.get("/ready")
+    def ready() -> ResponseReturnValue:
+        problems = [*_problems(batcher, predictor, examples)]
+        return {"ready": not problems, "problems": problems}, 503 if problems else 200
 
     @routes.get("/")
     def index() -> ResponseReturnValue:
@@ -41,3 +61,16 @@ def _of_model(batcher: Batcher) -> dict[str, str]:
         "model_class": GNERModel.__name__,
         **reason,
     }
+
+
+def _problems(batcher: Batcher, predictor: Predictor, examples: ExampleStore) -> Iterator[str]:
+    if batcher.state is not State.READY:
+        yield f"the model is {batcher.state.value}" + (f": {batcher.failure}" if batcher.failure else "")
+    if not batcher.is_alive:
+        yield "the model's thread has ended"
+    if not predictor.is_alive:
+        yield "the thread that finishes predictions has ended"
+    try:
+        examples.check()
+    except StoreUnavailable as error:
+        yield f"annotations cannot be stored: {error}"

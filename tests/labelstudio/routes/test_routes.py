@@ -36,7 +36,7 @@ from tests.support.running import (
     tasks_of,
 )
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parent.parent / "samples"
 TEXTS = [
     "Marie Curie worked in Paris , x",
     "the 👩‍👩‍👧 University of Paris",
@@ -100,6 +100,21 @@ def test_health(client: FlaskClient, services: Services) -> None:
         "device": "cpu",
         "cache": "up",
     }
+
+
+def test_ready_when_everything_works(client: FlaskClient) -> None:
+    response = client.get("/ready")
+    assert (response.status_code, response.get_json()) == (200, {"ready": True, "problems": []})
+
+
+def test_not_ready_says_what_is_wrong(checkpoint: Path, tmp_path: Path) -> None:
+    services = build(Settings(model=str(checkpoint), redis_url=f"unix://{tmp_path}/nothing.sock"))
+    response = client_of(services).get("/ready")  # nothing has been started
+    assert response.status_code == 503
+    said = " ".join(response.get_json()["problems"])
+    for problem in ("the model is loading", "model's thread", "finishes predictions", "annotations cannot be stored"):
+        assert problem in said
+    services.stop()
 
 
 def test_setup_tells_the_version_that_predictions_carry(client: FlaskClient) -> None:
@@ -750,7 +765,7 @@ def test_a_deleted_project_leaves_nothing(client: FlaskClient, services: Service
 # --- basic auth
 
 
-def test_with_basic_auth_everything_but_health_asks_for_it(services: Services) -> None:
+def test_with_basic_auth_everything_but_the_checks_of_health_asks_for_it(services: Services) -> None:
     guarded = dataclasses.replace(
         services, settings=services.settings.model_copy(update={"basic_auth_user": "ada", "basic_auth_pass": "pä:ss"})
     )
@@ -765,7 +780,7 @@ def test_with_basic_auth_everything_but_health_asks_for_it(services: Services) -
     assert status("/health", "GET", None) == 200
     for rule in app.url_map.iter_rules():
         for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}:
-            if rule.endpoint in ("static", "backend.status.health"):
+            if rule.endpoint in ("static", "backend.status.health", "backend.status.ready"):
                 continue
             assert status(rule.rule, method, None) == 401, rule.rule
             assert status(rule.rule, method, "ada:pä:ss") != 401, rule.rule
