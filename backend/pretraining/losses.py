@@ -122,8 +122,11 @@ class Learner(nn.Module):
         self.model = model
         self.head = head
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`decisions`, `copy`, `draft` and `pointer`: each a float32 scalar."""
+    def losses(self, batch: Batch, smoothing: float = 0.0) -> dict[str, Tensor]:
+        """`decisions`, `copy`, `draft` and `pointer`: each a float32 scalar.
+
+        `smoothing` is the share of the target, 0..1, that goes to all legal options alike.
+        """
         source_mask = batch.source_mask
         encoded = self.model.encoder(
             input_ids=batch.source, attention_mask=source_mask, token_type_ids=batch.source_kinds
@@ -148,11 +151,23 @@ class Learner(nn.Module):
         by_layer = output.cross_attentions
         pointer = _pointer_loss(by_layer[-2], batch.word_pointers) + _pointer_loss(by_layer[-1], batch.label_pointers)
         return {
-            "decisions": functional.cross_entropy(at_choices, batch.choice_correct),
+            "decisions": _cross_entropy(at_choices, batch.choice_correct, smoothing),
             "copy": functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=_IGNORED),
-            "draft": functional.cross_entropy(drafts.flatten(0, 1), batch.tags.flatten(), ignore_index=_IGNORED),
+            "draft": _cross_entropy(drafts.flatten(0, 1), batch.tags.flatten(), smoothing),
             "pointer": pointer,
         }
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy of logits (N, K), where illegal options are minus infinity, and targets (N,), smoothed."""
+    exact = functional.cross_entropy(logits, targets, ignore_index=_IGNORED)
+    if smoothing == 0:
+        return exact
+    counted = targets != _IGNORED
+    legal = torch.isfinite(logits) & counted[:, None]
+    surprise = -functional.log_softmax(logits, dim=-1).masked_fill(~legal, 0.0)
+    uniform = (surprise.sum(-1) / legal.sum(-1).clamp(min=1)).sum() / counted.sum().clamp(min=1)
+    return (1 - smoothing) * exact + smoothing * uniform
 
 
 def _pointer_loss(attention: Tensor, pointers: Tensor) -> Tensor:

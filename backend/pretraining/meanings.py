@@ -1,6 +1,6 @@
 """Measures how near type names are in meaning, with the sentence encoder that the bundled checkpoint starts from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,15 @@ from backend.pretraining.tokenizer import read_tokenizer
 _BATCH = 256
 
 
-def entity_types(names: Iterable[str], encoder_folder: Path, never_asked: frozenset[str] = frozenset()) -> EntityTypes:
+def entity_types(
+    names: Iterable[str],
+    encoder_folder: Path,
+    never_asked: frozenset[str] = frozenset(),
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> EntityTypes:
     """The distinct names, sorted, with their vectors. `never_asked` holds names in lower case."""
     distinct = sorted({*names})
-    return EntityTypes(distinct, vectors(distinct, encoder_folder), never_asked)
+    return EntityTypes(distinct, vectors(distinct, encoder_folder), never_asked, synonyms)
 
 
 @torch.inference_mode()

@@ -99,19 +99,19 @@ class Mixture:
         """A text that has its own schema, which is varied."""
         assert self._types is not None, f"{corpus.name} has a schema for each text, so `types` is required"
         sentence = vary(rng.choice(corpus.train), self._types, self._schemas, rng)
-        names = self._own_names(sentence.labels, self._types.never_asked, rng)
+        names = self._own_names(sentence.labels, self._types, rng)
         labels = self._ordered(names.values(), rng)
         if rng.random() < self._recipe.swap_mentions:
             sentence = swap_mentions(sentence, self._mentions[corpus.name], rng)
         return Sample(labels, sentence.words, tuple(_renamed(tag, names) for tag in sentence.tags))
 
-    def _own_names(self, labels: Sequence[str], never_asked: frozenset[str], rng: random.Random) -> dict[str, str]:
+    def _own_names(self, labels: Sequence[str], types: EntityTypes, rng: random.Random) -> dict[str, str]:
         """The name of each label in the prompt. No two are equal but for case, and none is a type never asked."""
         names: dict[str, str] = {}
         for label in labels:
-            name = rename(label, self._schemas, rng)
+            name = rename(label, types, self._schemas, rng)
             taken = {other.lower() for other in (*labels, *names.values())}
-            names[label] = label if name.lower() in taken or name.lower() in never_asked else name
+            names[label] = label if name.lower() in taken or name.lower() in types.never_asked else name
         return names
 
     def _sentences(self, corpus: Corpus, rng: random.Random) -> Sample:

@@ -47,6 +47,7 @@ class Schedule:
     clip_norm: float
     average_decay: float  # for the moving average of the weights, which is what is published
     report_every_steps: int
+    dropout: float = 0.0  # of hidden states and of attention, in the encoder
 
     def rate(self, step: int) -> float:
         """The rate at a step as a fraction of the peak, 0..1. Steps count from 0."""
@@ -62,6 +63,7 @@ class LossWeights:
     copy: float  # the whole answer, softmax over the tokens of the batch
     draft: float  # the draft head's tags
     pointer: float  # cross-attention to the current word, and to the label to write
+    smoothing: float = 0.0  # of the decisions and of the draft: this share of the target goes to all legal options
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ module does not import torch.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +40,7 @@ class SchemaRecipe:
     max_far: int = 8
     max_near: int = 4
     max_types: int = 25
+    synonym: float = 0.0  # per type: another name with the same meaning, if one is known
     last_word: float = 0.0  # per type: `kitchen tool` is asked for as `tool`
     other_number: float = 0.0  # per type: `dish` is asked for as `dishes`, and vice versa
     respell: float = 0.0  # per sample of any corpus: WORK OF ART, Work Of Art, WorkOfArt, work_of_art
@@ -51,17 +52,29 @@ class EntityTypes:
     """Names of entity types, and how near they are in meaning."""
 
     def __init__(
-        self, names: Sequence[str], vectors: NDArray[np.float32], never_asked: frozenset[str] = frozenset()
+        self,
+        names: Sequence[str],
+        vectors: NDArray[np.float32],
+        never_asked: frozenset[str] = frozenset(),
+        synonyms: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`vectors` is (names, size), each row of length 1. `never_asked` holds names in lower case."""
+        """`vectors` is (names, size), each row of length 1. `never_asked` holds names in lower case.
+
+        `synonyms` has other names of some types.
+        """
         self._names = tuple(names)
         self.never_asked = never_asked
+        self._synonyms = synonyms or {}
         self._vectors = vectors
         self._index = {name: index for index, name in enumerate(self._names)}
         self._near: dict[str, tuple[str, ...]] = {}
 
+    def synonyms(self, name: str) -> Sequence[str]:
+        """Other names with the same meaning; empty if none is known."""
+        return self._synonyms.get(name, ())
+
     def near(self, name: str) -> tuple[str, ...]:
-        """Types near in meaning to `name` that share no word with it."""
+        """Types near in meaning to `name` that share no word with it and do not mean the same."""
         if name not in self._near:
             self._near[name] = self._find_near(name)
         return self._near[name]
@@ -70,8 +83,9 @@ class EntityTypes:
         cosines = self._vectors @ self._vectors[self._index[name]]
         low, high = _NEAR
         own = {*name.lower().split()}
+        excluded = {*_coarse(), *self.synonyms(name)}
         found = (self._names[index] for index in np.flatnonzero((cosines > low) & (cosines < high)))
-        return tuple(other for other in found if not own & {*other.lower().split()} and other not in _coarse())
+        return tuple(other for other in found if not own & {*other.lower().split()} and other not in excluded)
 
     def cosine(self, name: str, others: Iterable[str]) -> float:
         """The largest cosine between `name` and one of the others; -1 if it or all others are unknown."""
@@ -137,8 +151,11 @@ def _near(asked: Sequence[str], types: EntityTypes, number: int, rng: random.Ran
     return found
 
 
-def rename(label: str, recipe: SchemaRecipe, rng: random.Random) -> str:
+def rename(label: str, types: EntityTypes, recipe: SchemaRecipe, rng: random.Random) -> str:
     """Another name with the same meaning, or the label itself."""
+    others = types.synonyms(label)
+    if others and rng.random() < recipe.synonym:
+        label = rng.choice(others)
     words = label.split()
     if len(words) > 1 and "of" not in words and rng.random() < recipe.last_word:
         label = words[-1]

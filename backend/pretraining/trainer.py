@@ -35,7 +35,7 @@ from backend.pretraining.recipe import Recipe
 from backend.pretraining.saved_state import Progress, read_state, write_state
 from backend.pretraining.schemas import EntityTypes
 from backend.pretraining.shared_weights import SharedBuffers, SharedOptimizer
-from backend.pretraining.written import read_unseen_types
+from backend.pretraining.written import read_synonyms, read_unseen_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def training_dtype(device: torch.device) -> torch.dtype:
 def _types_of(training: Sequence[Corpus], encoder_folder: Path) -> EntityTypes | None:
     """The types of the texts that have their own schema; None if there are no such texts."""
     names = [label for corpus in training for sentence in corpus.train for label in sentence.labels]
-    return entity_types(names, encoder_folder, read_unseen_types()) if names else None
+    return entity_types(names, encoder_folder, read_unseen_types(), read_synonyms()) if names else None
 
 
 def _build_for(options: _RunOptions, training: Sequence[Corpus]) -> Built:
@@ -127,6 +127,7 @@ class _Trainer:
         self._learner, self._tokenizer = built.learner, built.tokenizer
         _use_eager_attention(self._learner.model)
         self._learner.train()
+        set_dropout(self._learner, self._schedule.dropout)
         self._state_folder = options.out / "state"
         self._held_out = HeldOut(held_out, self._recipe, self._tokenizer, self._state_folder, rank, shared)
         self._optimizer = SharedOptimizer(self._learner, shared, rank, self._schedule)
@@ -180,7 +181,8 @@ class _Trainer:
     def _train_step(self, batch: Batch) -> None:
         weights = self._recipe.losses
         self._optimizer.zero_gradients()
-        losses = self._learner.losses(batch.to(self._shared.weights.device))
+        torch.manual_seed(self._seed_of_step())
+        losses = self._learner.losses(batch.to(self._shared.weights.device), weights.smoothing)
         total = (
             losses["decisions"]
             + weights.copy * losses["copy"]
@@ -192,6 +194,10 @@ class _Trainer:
         self._step += 1
         if self._rank == 0:
             self._losses.append({name: float(value.detach()) for name, value in losses.items()})
+
+    def _seed_of_step(self) -> int:
+        """For what this step drops out. It makes a resumed run equal to one that was never stopped."""
+        return (self._recipe.seed * self._schedule.steps + self._step) * self._shared.processes + self._rank
 
     def _save(self) -> None:
         write_state(
@@ -246,6 +252,16 @@ class _Trainer:
             "f1": {name: round(value, 4) for name, value in f1.decoder.items()},
             "draft_f1": {name: round(value, 4) for name, value in f1.draft.items()},
         }
+
+
+def set_dropout(learner: Learner, share: float) -> None:
+    """Let the encoder drop out this share, 0..1, while it trains. Its config, which is published, keeps 0.
+
+    The decoder mostly copies, which it learns more slowly if it drops out: see docs/lab-notes.md.
+    """
+    for module in learner.model.encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
 
 
 def _use_eager_attention(model: Any) -> None:

@@ -2,7 +2,7 @@
 
 `written/README.md` describes its origin and its fields. It has three separate parts, chosen by a hash of the text:
 
-- train;
+- train, with all of `written/train-only.jsonl`;
 - dev, one text in twenty;
 - unseen types. Training never asks for the types in `written/unseen-types.txt`. A third of the passages with such a
   type is held out entirely. They are evaluated with all their types in the prompt, but only the unseen types are
@@ -75,8 +75,28 @@ def _passage(line: str) -> WrittenPassage:
 
 def read_unseen_types(path: Path = FOLDER / "unseen-types.txt") -> frozenset[str]:
     """The types that training never asks for, in lower case. Raises CorpusError if the file cannot be read."""
+    return frozenset(line.strip() for line in _lines(path))
+
+
+def read_synonyms(path: Path = FOLDER / "synonyms.txt") -> dict[str, tuple[str, ...]]:
+    """Other names of types. Each line of the file is `type = name; name`.
+
+    Raises CorpusError, naming file and line, if a line is not like that, and if the file cannot be read.
+    """
+    synonyms: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        name, equals, others = (part.strip() for part in line.partition("="))
+        found = tuple(other.strip() for other in others.split(";"))
+        if not name or not equals or not all(found) or name in synonyms:
+            raise CorpusError(f"{path}, line {number}: expected a new type as `type = name; name`, found {line!r}")
+        synonyms[name] = found
+    return synonyms
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines that are not blank."""
     try:
-        return frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read {path}: {error}") from error
 
@@ -86,11 +106,20 @@ def written_corpora(folder: Path = FOLDER) -> tuple[Corpus, Corpus]:
 
     Raises CorpusError if a file is missing or malformed.
     """
-    return split(read_written(folder / "written.jsonl"), read_unseen_types(folder / "unseen-types.txt"))
+    return split(
+        read_written(folder / "written.jsonl"),
+        read_unseen_types(folder / "unseen-types.txt"),
+        read_written(folder / "train-only.jsonl"),
+    )
 
 
-def split(passages: Iterable[WrittenPassage], unseen: frozenset[str]) -> tuple[Corpus, Corpus]:
-    """The corpora `written` and `written-unseen-types`. In the former, the entities of unseen types are O."""
+def split(
+    passages: Iterable[WrittenPassage], unseen: frozenset[str], train_only: Iterable[WrittenPassage] = ()
+) -> tuple[Corpus, Corpus]:
+    """The corpora `written` and `written-unseen-types`. In the former, the entities of unseen types are O.
+
+    `train_only` are passages of which none is held out.
+    """
     train: list[Sentence] = []
     dev: list[Sentence] = []
     held_out: list[Sentence] = []
@@ -104,6 +133,10 @@ def split(passages: Iterable[WrittenPassage], unseen: frozenset[str]) -> tuple[C
         known = without(sentence, unseen_here)
         if known.labels:
             (dev if number % _DEV_INTERVAL == 0 else train).append(known)
+    for passage in train_only:
+        known = without(passage.sentence, [label for label in passage.sentence.labels if label.lower() in unseen])
+        if known.labels:
+            train.append(known)
     scored = tuple(label for label in _labels(held_out) if label.lower() in unseen)
     return (
         Corpus(WRITTEN, _labels(train + dev), tuple(train), tuple(dev), ()),

@@ -65,3 +65,30 @@ def test_kinds_reach_the_batch_only_if_the_recipe_says_so(encoder: Path) -> None
         batch = collate([encoded], built.sample_encoder)
         assert int(batch.source_kinds[0, encoded.word_positions[0]]) == expected
         assert int(batch.source_kinds.sum()) == expected
+
+
+def test_smoothing_asks_for_a_share_of_every_legal_option(encoder: Path) -> None:
+    built = build(small.recipe(), [("Ada",)], encoder)
+    for part in (built.learner.model.encoder, built.learner.model.decoder):
+        part.set_attn_implementation("eager")
+    rows = [
+        built.sample_encoder.encode(Sample(("person",), ("Ada",), ("B-person",))),
+        built.sample_encoder.encode(Sample(("person", "place"), ("Ada", "left"), ("B-person", "O"))),
+    ]
+    batch = collate(rows, built.sample_encoder)
+    with torch.no_grad():
+        exact = built.learner.losses(batch)
+        smoothed = built.learner.losses(batch, smoothing=0.5)
+        drafts = built.learner.head(
+            built.learner.model.encoder(
+                input_ids=batch.source, attention_mask=batch.source_mask, token_type_ids=batch.source_kinds
+            ).last_hidden_state,
+            batch.word_positions,
+            batch.label_spans,
+        )
+    # three words: one with the tags of one label, two with those of two labels
+    surprises = [-drafts[0, 0, :3].log_softmax(-1), *(-drafts[1, :, :5].log_softmax(-1))]
+    uniform = sum(float(of_word.mean()) for of_word in surprises) / 3
+    assert smoothed["draft"].item() == pytest.approx((exact["draft"].item() + uniform) / 2, abs=1e-4)
+    assert smoothed["decisions"].item() != pytest.approx(exact["decisions"].item(), abs=1e-4)
+    assert smoothed["copy"].item() == exact["copy"].item()

@@ -69,9 +69,22 @@ def test_singular_and_plural(label: str, other: str) -> None:
 
 def test_names_may_lose_their_first_words() -> None:
     always, rng = SchemaRecipe(last_word=1.0), random.Random(1)
-    assert rename("crop variety", always, rng) == "variety"
-    assert rename("work of art", always, rng) == "work of art"
-    assert rename("dish", always, rng) == "dish"
+    assert rename("crop variety", TYPES, always, rng) == "variety"
+    assert rename("work of art", TYPES, always, rng) == "work of art"
+    assert rename("dish", TYPES, always, rng) == "dish"
+
+
+def test_names_are_replaced_by_synonyms() -> None:
+    types = EntityTypes(NAMES, VECTORS, synonyms={"dish": ("prepared food", "plate of food")})
+    always, rng = SchemaRecipe(synonym=1.0), random.Random(1)
+    assert {rename("dish", types, always, rng) for _ in range(20)} == {"prepared food", "plate of food"}
+    assert rename("gene", types, always, rng) == "gene"
+    assert rename("dish", types, SchemaRecipe(), rng) == "dish"
+
+
+def test_a_synonym_is_no_near_type() -> None:
+    assert TYPES.near("dish") == ("stew",)
+    assert EntityTypes(NAMES, VECTORS, synonyms={"dish": ("stew",)}).near("dish") == ()
 
 
 def test_spellings_stay_apart() -> None:

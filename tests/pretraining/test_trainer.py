@@ -32,7 +32,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(encoder: Path, corpora: Path, tmp_path: Path) -> None:
-    whole = small.recipe(steps=6, report_every_steps=3)
+    whole = small.recipe(steps=6, report_every_steps=3, dropout=0.2)
     pretrain(whole, corpora, tmp_path / "whole", encoder_folder=encoder, quiet=True)
     pretrain(whole, corpora, tmp_path / "parts", encoder_folder=encoder, stop_after_s=0.0, quiet=True)
     assert not (tmp_path / "parts" / "model.safetensors").exists()
@@ -48,6 +48,21 @@ def test_a_stopped_run_goes_on_where_it_stopped(encoder: Path, corpora: Path, tm
     assert logs[0][1]["f1"] == logs[1][1]["f1"]
     assert logs[0][0]["f1"].keys() == {"drugs", "news"}
     assert "<svg" in (tmp_path / "whole" / "training.svg").read_text()
+
+
+def test_dropout_changes_the_training_and_nothing_that_is_published(
+    encoder: Path, corpora: Path, tmp_path: Path
+) -> None:
+    for name, dropout in (("without", 0.0), ("with", 0.3)):
+        recipe = small.recipe(steps=4, report_every_steps=4, dropout=dropout)
+        pretrain(recipe, corpora, tmp_path / name, encoder_folder=encoder, quiet=True)
+    plain, dropped = _weights(tmp_path / "without"), _weights(tmp_path / "with")
+    assert not torch.equal(
+        plain["decoder.bert.embeddings.word_embeddings.weight"],
+        dropped["decoder.bert.embeddings.word_embeddings.weight"],
+    )
+    configs = [(tmp_path / name / "config.json").read_text() for name in ("without", "with")]
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.slow  # two new processes, each of which imports torch and waits for the other at every step
