@@ -196,7 +196,7 @@ def create_app(services: Services) -> Flask:
             served,
             settings.predict_deadline_s,
         ),
-        webhook_routes(events),
+        webhook_routes(events, services.metrics),
         training_routes(events, services.training),
         version_routes(services.management, served, services.training),
         protocol_routes(services.models, services.management),

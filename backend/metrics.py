@@ -26,6 +26,11 @@ class Metrics:
         self.refused_tasks = Counter(
             "gner_refused_tasks", "Tasks that are not predicted, by reason", ["reason"], registry=self.registry
         )
+        self.ignored_annotations = Counter(
+            "gner_ignored_annotations",
+            "Annotations of webhooks that changed nothing: they came twice, late, or after their deletion",
+            registry=self.registry,
+        )
         self.windows_decoded = Counter("gner_windows_decoded", "Windows the model tagged", registry=self.registry)
         self.batches = Counter("gner_batches", "Batches the model tagged", registry=self.registry)
         self.decoder_passes = Counter(

@@ -1,6 +1,7 @@
 """What Label Studio reports -> the example store and the training queue, one method per event."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from backend.learning.jobs import PARAMS, TrainingQueue
 
 log = logging.getLogger(__name__)
 
+_MOST_AHEAD_S = 86_400  # clocks differ, and a time zone may be taken for UTC
 # /setup comes before every prediction: a store that hangs must not hold it up for longer.
 _SETUP_WAIT_S = 0.5
 
@@ -124,6 +126,8 @@ class Events:
         self._examples.save_project(annotations.project_of(project, self._schema(project.label_config)))
 
     def _store(self, project: Project, schema: LabelSchema, items: Sequence[wire.AnnotatedTask]) -> int:
+        for item in items:
+            _check_date(item.annotation)
         found = [annotations.annotation_of(item, schema) for item in items]
         self._examples.save_project(project)
         return self._examples.put(project.key, found)
@@ -177,6 +181,16 @@ class Events:
             self._examples.note_texts(event.project.key, texts)
         except StoreUnavailable as error:
             log.warning("the texts of new tasks of project %s are not stored: %s", event.project.key, error)
+
+
+def _check_date(annotation: wire.AnnotationPayload) -> None:
+    """Of two saves the later one counts, so one dated in the future would keep all later ones out."""
+    ahead_s = annotation.updated_at_us / 1_000_000 - time.time()
+    if ahead_s > _MOST_AHEAD_S:
+        raise InvalidRequest(
+            f"annotation {annotation.id} is dated {ahead_s / 86_400:.1f} days after this machine's clock; at most "
+            f"{_MOST_AHEAD_S / 86_400:.0f} is taken, because later saves would be ignored"
+        )
 
 
 def _known_params(params: Mapping[str, Any] | None) -> dict[str, Any] | None:

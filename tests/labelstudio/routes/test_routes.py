@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -436,12 +437,26 @@ def event(action: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_an_annotation_is_stored_before_it_is_answered_and_once(client: FlaskClient, services: Services) -> None:
-    expected = {"action": "ANNOTATION_CREATED", "status": "stored"}
-    assert save(client, [7, 7]) == [{**expected, "changed": 1}, {**expected, "changed": 0}]
+    expected = {"action": "ANNOTATION_CREATED", "status": "stored", "changed": 1}
+    ignored = count(services, "gner_ignored_annotations_total")
+    assert save(client, [7, 7]) == [expected, {**expected, "status": "ignored", "changed": 0}]
+    assert count(services, "gner_ignored_annotations_total") == ignored + 1
     [annotation] = services.examples.annotations(KEY)
     assert (annotation.id, annotation.texts[0].passage.text) == (7, "Marie went to Paris , x 7")
     [example] = services.examples.snapshot(KEY).examples
     assert [(span.start, span.end, span.label) for span in example.texts[0].spans] == [(0, 5, "person")]
+
+
+@pytest.mark.parametrize(("ahead", "status"), [(timedelta(hours=23), 200), (timedelta(hours=25), 400)])
+def test_a_save_that_is_dated_far_in_the_future_is_refused(
+    client: FlaskClient, services: Services, ahead: timedelta, status: int
+) -> None:
+    body = saved(8)
+    body["annotation"]["updated_at"] = (datetime.now(timezone.utc) + ahead).isoformat()
+    answer = post(client, "/webhook", body, status)
+    assert bool(services.examples.projects()) == (status == 200)
+    if status == 400:
+        assert_error(answer, "annotation 8", "1.0 days after this machine's clock")
 
 
 def test_annotations_as_recorded_come_and_go(client: FlaskClient, services: Services) -> None:
