@@ -1,6 +1,10 @@
 """/health, / and /metrics."""
 
+import json
 from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from flask import Blueprint, Response, current_app
 from flask.typing import ResponseReturnValue
@@ -12,6 +16,8 @@ from backend.metrics import Metrics
 from backend.serving.batcher import Batcher, State
 from backend.serving.cache import PredictionCache
 from backend.serving.predictor import Predictor
+
+_OPENAPI = Path(__file__).parent.parent / "openapi.json"
 
 
 def status_routes(
@@ -29,6 +35,7 @@ def status_routes(
     /ready is for load balancers and monitoring: it is fine when everything works.
     """
     routes = Blueprint("status", __name__)
+    description = _description()
 
     @routes.get("/health")
     def health() -> ResponseReturnValue:
@@ -49,7 +56,18 @@ def status_routes(
     def prometheus() -> ResponseReturnValue:
         return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @routes.get("/openapi.json")
+    def openapi() -> ResponseReturnValue:
+        return description
+
     return routes
+
+
+def _description() -> dict[str, Any]:
+    """The OpenAPI description of all endpoints."""
+    described: dict[str, Any] = json.loads(_OPENAPI.read_text(encoding="utf-8"))
+    described["info"]["version"] = version("gner-label-studio-backend")
+    return described
 
 
 def _of_model(batcher: Batcher) -> dict[str, str]:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from backend.app import Services
+from tests.labelstudio.routes.test_openapi import DESCRIBED
 from tests.support.running import CONFIG, client_of, running, save_checkpoint
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -51,6 +54,11 @@ HOSTILE: st.SearchStrategy[Any] = st.sampled_from([
 ])  # fmt: skip
 
 
+def test_every_endpoint_that_takes_a_body_is_tried() -> None:
+    with_body = {path for path, methods in DESCRIBED["paths"].items() if "requestBody" in methods.get("post", {})}
+    assert with_body - {path for path, _ in BODIES} == {"/train", "/webhook/{secret}"}
+
+
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to each value in a body, the body itself included."""
     yield path
@@ -83,12 +91,25 @@ def client(services: Services) -> FlaskClient:
     return client_of(services)
 
 
+@lru_cache
+def validator_of(path: str, status: int) -> Draft202012Validator:
+    """Checks an answer to a POST against the description of the endpoints."""
+    responses = DESCRIBED["paths"][path]["post"]["responses"]
+    assert str(status) in responses or 400 <= status < 500, f"{path} is not described with {status}"
+    if status >= 400:
+        schema: Any = {"$ref": "#/components/schemas/Error"}
+    else:
+        schema = responses[str(status)]["content"]["application/json"]["schema"]
+    return Draft202012Validator({**schema, "components": DESCRIBED["components"]})
+
+
 def check(client: FlaskClient, path: str, body: Any) -> None:
     answer = client.post(path, data=json.dumps(body), content_type="application/json")
     said = answer.get_data(as_text=True)
     assert answer.status_code < 500, (path, said)
     assert answer.is_json
     assert "Traceback" not in said
+    validator_of(path, answer.status_code).validate(answer.get_json())
     if answer.status_code >= 400:
         assert len(said) < 2000, (path, said[:300])
 
