@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 from rq import Queue, Retry
@@ -22,10 +22,11 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.registry import clean_registries
 from rq.serializers import JSONSerializer
+from rq.utils import import_attribute
 from rq.worker import Worker
 
 from backend import store
-from backend.errors import Gone
+from backend.errors import Gone, InvalidRequest
 from backend.learning.example_store import ExampleStore
 from backend.learning.lease import TrainingRun, slot_key
 from backend.learning.progress import Progress
@@ -67,6 +68,21 @@ class JobStatus:
     progress: Progress | None  # None before the first report
     result: dict[str, Any] | None  # what the job returned: TrainingResult.to_json
     error: str | None  # one sentence
+
+
+class TrainingJob(Job):
+    """A job that can be nothing but a training. RQ's own imports and calls any name that stands in the store."""
+
+    functions: ClassVar[frozenset[str]] = frozenset({TRAIN})
+
+    @property
+    def func(self) -> Any:
+        if self.func_name not in self.functions or self.instance is not None:
+            raise InvalidRequest(f"job {self.id} calls {self.func_name!r:.80}; only trainings are done here")
+        return import_attribute(self.func_name)
+
+    # no training has any
+    success_callback = failure_callback = stopped_callback = None
 
 
 class _Queue(Queue):
@@ -280,8 +296,9 @@ def work(client: redis.Redis, children: Children, horse_command: Sequence[str]) 
     """
     with store.answering():
         worker = TrainingWorker(
-            [_Queue(QUEUE, connection=client, serializer=JSONSerializer)],
+            [_Queue(QUEUE, connection=client, job_class=TrainingJob, serializer=JSONSerializer)],
             connection=client,
+            job_class=TrainingJob,
             serializer=JSONSerializer,
             worker_ttl=_RQ_DEQUEUE_MARGIN_S + _LOOK_S,
             maintenance_interval=_LOOK_S - 1,
@@ -297,11 +314,15 @@ def work(client: redis.Redis, children: Children, horse_command: Sequence[str]) 
 def work_horse(client: redis.Redis, worker_name: str, job_id: str, execution_id: str) -> None:
     """Do one job that a worker has taken. Does not return."""
     worker = TrainingWorker.find_by_key(
-        TrainingWorker.redis_worker_namespace_prefix + worker_name, connection=client, serializer=JSONSerializer
+        TrainingWorker.redis_worker_namespace_prefix + worker_name,
+        connection=client,
+        job_class=TrainingJob,
+        queue_class=_Queue,
+        serializer=JSONSerializer,
     )
     if worker is None:
         raise Gone(f"worker {worker_name!r} is not known in the store")
-    current = Job.fetch(job_id, connection=client, serializer=JSONSerializer)
+    current = TrainingJob.fetch(job_id, connection=client, serializer=JSONSerializer)
     execution = Execution.fetch(execution_id, job_id, connection=client)
     execution._job = current
     worker.execution = execution

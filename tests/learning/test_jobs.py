@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import redis
+from rq import Callback, Queue
+from rq.serializers import JSONSerializer
 
 from backend.errors import Gone, StoreUnavailable
 from backend.learning import jobs, lease
@@ -251,6 +253,24 @@ def test_a_queued_job_can_still_be_told_to_begin_at_the_base(
     result = wait_for_state(queue, job, "finished").result
     assert result is not None
     assert result["from_base"] is True
+
+
+# --- what whoever can write to the store might try
+
+
+def test_a_job_that_is_no_training_is_not_even_imported(
+    queue: TrainingQueue, valkey: redis.Redis, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    planted = Queue(jobs.QUEUE, connection=valkey, serializer=JSONSerializer)
+    mark = tmp_path / "was called"
+    called = planted.enqueue("pathlib.Path.touch", str(mark), job_id="planted", on_failure=Callback("this.unheard_of"))
+    valkey.rpush(orders(PROJECT), "end")
+    start_worker()
+    wait_for_state(queue, queue.request(PROJECT), "finished")
+    status = queue.status(called.id)
+    assert status.state == "failed"
+    assert "only trainings are done here" in str(status.error)
+    assert not mark.exists()
 
 
 # --- two workers

@@ -74,6 +74,7 @@ def main(url: str, *horse: str) -> None:
     # shorter times than in production: tests kill processes and wait until that is noticed
     jobs._SILENCE_S, jobs._REPORT_S, jobs._LOOK_S = 4, 1, 2
     lease._LEASE_S = 3
+    jobs.TrainingJob.functions = frozenset({FUNCTION})
     client = store.connect(url)
     if horse:
         jobs.work_horse(client, *horse)
