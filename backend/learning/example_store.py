@@ -327,18 +327,11 @@ class ExampleStore:
             ids, values, noted = self._removed(key, "tasks", [task_id], "forget")
         else:
             ids, values, noted = self._removed(key, "annotations", [annotation_id], "forget")
-        annotations = [_annotation_of(json.loads(value)) for value in values]
-        texts = [
-            *(text for annotation in annotations for text in annotation.texts),
-            *(text for value in noted for text in _texts_of(json.loads(value))),
-        ]
-        return Forgotten(tuple(sorted(map(int, ids))), tuple(dict.fromkeys(replace(text, spans=()) for text in texts)))
+        return Forgotten(tuple(sorted(map(int, ids))), _bare_texts(values, noted))
 
     def forgotten_of(self, key: str, examples: Sequence[tuple[int, int]]) -> tuple[str, ...]:
         """Which of these tasks and annotations, given as (task id, annotation id), were to be forgotten."""
-        names = [
-            f"{what} {number}" for pair in examples for what, number in zip(("task", "annotation"), pair, strict=True)
-        ]
+        names = [name for task, annotation in examples for name in (f"task {task}", f"annotation {annotation}")]
         if not names:
             return ()
         with store.answering():
@@ -363,12 +356,7 @@ class ExampleStore:
         with store.answering(), self._client.pipeline(transaction=True) as pipeline:
             pipeline.hvals(_key(key, "annotations"))
             pipeline.hvals(_key(key, "texts"))
-            values, noted = pipeline.execute()
-        texts = [
-            *(text for value in values for text in _annotation_of(json.loads(value)).texts),
-            *(text for value in noted for text in _texts_of(json.loads(value))),
-        ]
-        return tuple(dict.fromkeys(replace(text, spans=()) for text in texts))
+            return _bare_texts(*pipeline.execute())
 
     def compact(self) -> None:
         """Have what was deleted vanish from the store's file as well, soon."""
@@ -428,6 +416,13 @@ def _project_of(key: str, fields: Mapping[bytes, bytes]) -> Project | None:
         ),
         updated_at_us=values["updated_at_us"],
     )
+
+
+def _bare_texts(annotations: Sequence[bytes], noted: Sequence[bytes]) -> tuple[AnnotatedText, ...]:
+    """The distinct texts of stored annotations and of stored noted texts, without their spans."""
+    annotated = [text for value in annotations for text in _annotation_of(json.loads(value)).texts]
+    texts = [*annotated, *(text for value in noted for text in _texts_of(json.loads(value)))]
+    return tuple(dict.fromkeys(replace(text, spans=()) for text in texts))
 
 
 def _annotation_json(annotation: Annotation) -> dict[str, Any]:

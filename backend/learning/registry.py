@@ -289,8 +289,8 @@ class Registry:
                 raise VersionInUse(
                     f"version {version!r} is the current one of project {project!r}; promote another first"
                 )
-            history = tuple(earlier for earlier in pointer.history if earlier != version)
-            if history != pointer.history:
+            if version in pointer.history:
+                history = tuple(earlier for earlier in pointer.history if earlier != version)
                 self._write_pointer(project, _Pointer(pointer.current, history))
             _remove(folder)
         log.info("version %s of project %s is deleted", version, project)
@@ -389,9 +389,8 @@ def _read_info(folder: Path) -> VersionInfo:
         written = json.loads(path.read_text(encoding="utf-8"))
         # a later release may have written more fields, an earlier one fewer
         known = {each.name: written[each.name] for each in fields(VersionInfo) if not _may_be_missing(each, written)}
-        for name in ("examples", "held_out"):
-            if name in known:
-                known[name] = tuple((task, annotation) for task, annotation in known[name])
+        for name in known.keys() & {"examples", "held_out"}:
+            known[name] = tuple((task, annotation) for task, annotation in known[name])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CorruptVersion(f"{path} does not describe a version: {type(error).__name__}: {error}") from error
     return VersionInfo(**known)
