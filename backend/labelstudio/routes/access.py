@@ -16,9 +16,7 @@ def json_body() -> Any:
     Only `application/json` is read. A page of another site cannot send that without asking first.
     """
     if not request.is_json:
-        raise WrongContentType(
-            f"the body of {request.path} is {request.mimetype or 'of no type'!r:.80}; expected application/json"
-        )
+        raise WrongContentType(f"the body is {request.mimetype or 'of no type'!r:.80}; expected application/json")
     return parse_json(request.get_data())
 
 
@@ -31,7 +29,12 @@ def count_requests(routes: Blueprint, metrics: Metrics) -> None:
 
     @routes.after_request
     def count(response: Response) -> Response:
-        endpoint = str(request.endpoint).rpartition(".")[2]  # `predict` of `backend.predictions.predict`
+        endpoint = endpoint_name()
         metrics.requests.labels(endpoint, response.status_code).inc()
         metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - g.started_s)
         return response
+
+
+def endpoint_name() -> str:
+    """The current endpoint's own name: `predict` of `backend.predictions.predict`."""
+    return str(request.endpoint).rpartition(".")[2]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from flask import Blueprint, request
 
 from backend.errors import TooManyGuesses, Unauthorized
+from backend.labelstudio.routes.access import endpoint_name
 
 SECRET_HEADER = "X-Webhook-Secret"
 
@@ -66,7 +67,7 @@ def require_login(routes: Blueprint, credentials: Credentials) -> None:
 
     @routes.before_request
     def check() -> None:
-        endpoint = str(request.endpoint).rpartition(".")[2]
+        endpoint = endpoint_name()
         if endpoint in _ALWAYS_OPEN or not _is_closed(endpoint, credentials):
             return
         address = request.remote_addr or ""
@@ -80,18 +81,18 @@ def require_login(routes: Blueprint, credentials: Credentials) -> None:
 
 
 def _is_closed(endpoint: str, credentials: Credentials) -> bool:
-    return credentials.login is not None or (endpoint == _WEBHOOK and bool(credentials.webhook_secret))
+    return credentials.login is not None or _has_secret(endpoint, credentials)
 
 
 def _is_authorized(endpoint: str, credentials: Credentials) -> bool:
     # everything is always compared, in constant time, so that the time taken reveals nothing
-    brings_secret = bool(credentials.webhook_secret) and _equal(_given_secret() or "", credentials.webhook_secret)
+    brings_secret = _equal(_given_secret() or "", credentials.webhook_secret)
     given = request.authorization
     user, password = credentials.login or ("", "")
     name, word = ("", "") if given is None else (given.username or "", given.password or "")
     matches = [_equal(name, user), _equal(word, password)]
     is_logged_in = credentials.login is not None and given is not None and given.type == "basic" and all(matches)
-    return is_logged_in or (endpoint == _WEBHOOK and brings_secret)
+    return is_logged_in or (_has_secret(endpoint, credentials) and brings_secret)
 
 
 def _given_secret() -> str | None:

@@ -8,6 +8,7 @@ from flask import Blueprint, Flask
 from flask.testing import FlaskClient
 
 from backend.labelstudio.routes import create_routes
+from backend.labelstudio.routes.access import json_body
 from backend.labelstudio.routes.login import SECRET_HEADER, Credentials, Guesses
 from backend.metrics import Metrics
 
@@ -83,6 +84,18 @@ def test_the_secret_is_in_no_answer_and_in_no_log(caplog: pytest.LogCaptureFixtu
     said = "".join(answer.get_data(as_text=True) for answer in answers) + caplog.text
     assert [answer.status_code for answer in answers] == [405, 401, 404]
     assert SECRET not in said
+
+
+def test_a_body_of_another_type_does_not_tell_the_secret() -> None:
+    part = Blueprint("part", __name__)
+    part.add_url_rule(
+        "/webhook/<secret>", "webhook", lambda secret: {"read": json_body(), "by": secret}, methods=["POST"]
+    )
+    app = Flask("test")
+    app.register_blueprint(create_routes([part], Metrics(), Credentials(LOGIN, SECRET)))
+    answer = app.test_client().post(f"/webhook/{SECRET}", data=b"{}", content_type="text/plain")
+    assert answer.status_code == 415
+    assert SECRET not in answer.get_data(as_text=True)
 
 
 def test_after_ten_wrong_guesses_an_address_waits() -> None:
